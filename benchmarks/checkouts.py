@@ -3,8 +3,8 @@
     python -m benchmarks.checkouts OLD_CHECKOUT --json checkouts.json     about 15 minutes, on an idle machine
 
 A pair is a process of each checkout, on one thread each, that take turns A B B A; of an operation the fastest round of
-each counts, since the machine only ever adds to it. A ratio is the new checkout's time over the old one's. Held is what
-has its whole 90 % interval of the median ratio below 1.05; where the interval holds 1.05, nothing is said.
+each counts, since the machine only ever adds to it. A ratio is the new checkout's time over the old one's. An operation
+is held if the whole 90 % interval of its median ratio is below 1.05; if the interval holds 1.05, it is inconclusive.
 """
 
 from __future__ import annotations

@@ -261,7 +261,7 @@ def _work(name: str, job: Job, steps: int, connection: Connection, log: Path) ->
             os.dup2(file.fileno(), stream)
     try:
         import_string(CONTESTANTS[name])(job, Gate(connection, steps, counts_flops=job.device == "cuda"))
-    except EOFError:  # the one who measures has gone
+    except EOFError:  # the measuring process has ended
         return
     except Exception as error:
         traceback.print_exc()

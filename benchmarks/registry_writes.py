@@ -2,7 +2,7 @@
 
 python -m benchmarks.registry_writes --json FILE      takes about a minute on two idle CPU cores
 
-Everything is written durably (fsync), into a temporary folder below ``--folder``; the disk there is what is measured.
+Everything is written durably (fsync), into a temporary folder below ``--folder``; the benchmark measures that disk.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def commits(folder: Path, length: int, rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {f"{verb} {name}": [] for verb in ("publish", "alias") for name in logs}
     for name, number in logs.items():
         write_history(LocalStore(registry.location), name, number)
-        registry.publish(adapters[name])  # who writes for the first time searches for the newest entry
+        registry.publish(adapters[name])  # a first write searches for the newest entry
     for _ in range(rounds):
         for name in logs:  # in turn, so that both have the same disk
             begun = time.perf_counter()

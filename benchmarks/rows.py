@@ -40,7 +40,7 @@ def write_rows(folder: Path, setup: Setup, tokenizer: PreTrainedTokenizerBase, *
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
-    """Return the rows as they stand in the file, the image's path made absolute."""
+    """Return the rows of the file, the image's path made absolute."""
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     return [row | {"image": str(folder / row["image"])} for row in rows]
 

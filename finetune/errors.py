@@ -146,7 +146,7 @@ class YankedError(RegistryError, LookupError):
 
 
 class ConflictError(RegistryError, RuntimeError):
-    """A write that found another state than it expected, because somebody else wrote in between."""
+    """A write that found another state than it expected, because another process wrote in between."""
 
 
 class ConditionError(RegistryError, ValueError):

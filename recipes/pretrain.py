@@ -2,7 +2,7 @@
 
     python recipes/pretrain.py [--output-dir runs/pretrain] [--device cpu|cuda] [--evaluate FOLDER] [--install]
 
-Took 56 minutes on one CPU core, of two that several runs shared; a run that was stopped goes on from its last
+Took 56 minutes on one CPU core, of two that several runs shared; a stopped run resumes from its last
 checkpoint. --evaluate FOLDER evaluates a finished model alone. --install puts the model in the package. Expect at least
 .75 over all held-out questions.
 """

@@ -1,4 +1,4 @@
-"""Train an adapter as a recipe says, evaluate it, save it and publish it.
+"""Train an adapter by a recipe, evaluate it, save it and publish it.
 
     accelerate launch recipes/train.py CONFIG.yaml [key=value ...]
     ./launch.sh CONFIG.yaml [key=value ...]        (sets the environment up first)

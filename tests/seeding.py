@@ -1,4 +1,4 @@
-"""Every test draws the same values in every run: alone or among others, in any order, whoever loads torch first.
+"""Every test draws the same values in every run: alone or among others, in any order, with any first import of torch.
 
 ``conftest.py`` imports the hooks from here. Seeded are ``random``, numpy's global generator and torch:
 before a test module is imported, before a fixture that outlives a test is set up, and before each test.

@@ -1,4 +1,4 @@
-"""A test draws the same values alone, among others and in another order, and whoever loads torch first."""
+"""A test draws the same values alone, among others and in another order, and with any first import of torch."""
 
 import json
 import os

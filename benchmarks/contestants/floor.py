@@ -1,7 +1,6 @@
 """The floor: the trainable part alone. Features and tokens are ready in memory, and the head runs at supervised tokens.
 
-LoRA's layers are ours too, so what is left between this and a run on stored features is the store, the collator and the
-loop.
+LoRA's layers are ours too, so a run on stored features differs from this only by the store, the collator and the loop.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ours, put together as ``finetune.runs.train`` does, without and with the frozen-feature store."""
+"""Ours, assembled as in ``finetune.runs.train``, without and with the frozen-feature store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(job: Job, gate: Gate) -> None:
 
 
 def run_stored(job: Job, gate: Gate) -> None:
-    """Fill the store, which is reported apart, and train from it."""
+    """Precompute the store, which is reported separately, and train from it."""
     ours(job, gate, store=True)
 
 

@@ -59,7 +59,7 @@ def order_of(recipe: Recipe, *, num_rows: int) -> tuple[int, ...]:
 
 
 def lora_config(job: Job) -> LoraConfig:
-    """Return PEFT's LoRA on every linear module of the language model, whatever the family calls that."""
+    """Return PEFT's LoRA on every linear module of the language model, by the module names of its family."""
     modules = r"model\.(language_model|text_model)\..*_proj"
     return LoraConfig(r=job.r, lora_alpha=job.lora_alpha, target_modules=modules)
 

@@ -38,7 +38,7 @@ def run(job: Job, gate: Gate) -> None:
         train_sampling_strategy="sequential",  # the rows lie in the order in which ours trains on them
         dataloader_num_workers=job.num_workers,
         gradient_checkpointing=False,  # trl's default, True, computes every forward twice; no other contestant does
-        bf16=False,  # of torch's autocast; the weights are of the job's dtype, as everybody's
+        bf16=False,  # of torch's autocast; the weights are of the job's dtype, as for all contestants
         use_cpu=job.device == "cpu",
         save_strategy="no",
         report_to="none",

@@ -1,13 +1,13 @@
-"""A batch job: questions about images in a Parquet file, answered into another, each by the adapter of its row.
+"""A batch job: it answers the questions about images in a Parquet file, each by the adapter of its row.
 
     python docs/examples/batch_job.py questions.parquet answers.parquet --base pocket
 
-Columns: `image` (bytes, a path beside the file, or the struct of both that datasets writes), `question`, and `adapter`
-where it is there (a reference; null for the plain base). The output has all columns but the images, and `answer` and
-`error`, of which one is null: a row that cannot be answered stops no other.
+Columns: `image` (bytes, a path beside the file, or the struct of both that datasets writes), `question`, and optionally
+`adapter` (a reference; null for the plain base). The output has all columns except the images, and `answer` and
+`error`, one of which is null. A row that cannot be answered stops no other.
 
-Answers are kept by batch beside the output, so that the same command goes on where a job was stopped. Name versions,
-as in `medical/phantoms@3`, where an alias could move meanwhile.
+The job stores the answers of each batch beside the output, so the same command resumes a stopped job. Name versions, as
+in `medical/phantoms@3`, if an alias could move during the job.
 """
 
 import argparse
@@ -29,7 +29,7 @@ OF_A_ROW = (DataError, AdapterError, NotFoundError, YankedError)  # anything els
 
 
 def main() -> int:
-    """Answers a file."""
+    """Answer the questions of a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", type=Path)
     parser.add_argument("answers", type=Path)
@@ -43,12 +43,12 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; the same command resumes the job", file=sys.stderr)
         return 130
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answers what was not answered yet, and puts all of it together."""
+    """Answer the remaining rows, and write all answers to one file."""
     source = pq.ParquetFile(args.questions)
     names, rows = set(source.schema_arrow.names), source.metadata.num_rows
     if not {"image", "question"} <= names or {"answer", "error"} & names or not rows:
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def begin(parts: Path, args: argparse.Namespace) -> None:
-    """Makes the folder of the parts; what is there already must be of the same job."""
+    """Make the folder of the parts; parts that exist must be of the same job."""
     with args.questions.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     job = {"questions": digest, "base": args.base, "registry": args.registry, "batch_size": args.batch_size}
@@ -91,14 +91,14 @@ def begin(parts: Path, args: argparse.Namespace) -> None:
 
 
 def answered(vlm: finetune.VisionLanguageModel, batch: pa.RecordBatch, folder: Path) -> pa.RecordBatch:
-    """Returns the rows without images, with their answers or errors."""
+    """Return the rows without images, with their answers or errors."""
     rows = batch.to_pylist()
     images = [image_of(row["image"], folder) for row in rows]
     questions = [row["question"] for row in rows]
     adapters = [row.get("adapter") for row in rows]
     try:
         answers, errors = vlm.ask_batch(images, questions, adapters=adapters), [None] * len(rows)
-    except OF_A_ROW:  # of one row at least: one at a time, so that it stands alone
+    except OF_A_ROW:  # of at least one row: answer each row alone to find it
         asked = zip(images, questions, adapters, strict=True)
         answers, errors = zip(*(alone(vlm, *each) for each in asked), strict=True)
     kept = batch.drop_columns(["image"])
@@ -107,7 +107,7 @@ def answered(vlm: finetune.VisionLanguageModel, batch: pa.RecordBatch, folder: P
 
 
 def alone(vlm, image, question, adapter) -> tuple[str | None, str | None]:
-    """Returns the answer to one row, or what is wrong with it."""
+    """Return the answer to one row, or its error."""
     try:
         with vlm.using(adapter):
             return vlm.ask(image, question), None
@@ -116,14 +116,14 @@ def alone(vlm, image, question, adapter) -> tuple[str | None, str | None]:
 
 
 def image_of(cell, folder: Path) -> bytes | Path | None:
-    """Returns an image as it stands in its column."""
+    """Return the image of a cell."""
     if isinstance(cell, dict):
         cell = cell["bytes"] or cell["path"]
     return folder / cell if isinstance(cell, str) else cell
 
 
 def gather(parts: list[Path], path: Path) -> None:
-    """Writes the parts as one file, which is there as a whole or not at all."""
+    """Write the parts as one file, which appears complete or not at all."""
     aside = path.with_name(f"{path.name}.tmp")
     with pq.ParquetWriter(aside, pq.read_schema(parts[0])) as writer:
         for part in parts:
@@ -132,7 +132,7 @@ def gather(parts: list[Path], path: Path) -> None:
 
 
 def write(table: pa.Table, path: Path) -> None:
-    """Writes a file that is there as a whole or not at all."""
+    """Write a file that appears complete or not at all."""
     aside = path.with_suffix(".tmp")
     pq.write_table(table, aside)
     os.replace(aside, path)

@@ -1,4 +1,4 @@
-"""The users who can change a file: its owner, and everybody who may write it or a folder of its path."""
+"""The users who can change a file: its owner, and all users who may write it or a folder of its path."""
 
 import errno
 import os
@@ -28,10 +28,10 @@ def changeable_by_others(path: Path) -> str | None:
     """Return the ways in which another user could change a file, with the commands against them; None if none could.
 
     The check follows the path as the system does, from the root, through links to their targets. The user or root must
-    own each part, and nobody else may write it. A group counts as another user, even the user's own group: an
-    administrator can add members. Everybody may write a sticky folder, such as ``/tmp``, because nobody can replace
-    the files of others there. Modes on a read-only mount do not count: Kubernetes mounts files that everybody could
-    write. Windows has no such modes, so the check passes there.
+    own each part, and no other user may write it. A group counts as another user, even the user's own group: an
+    administrator can add members. All users may write a sticky folder, such as ``/tmp``, because they cannot replace
+    the files of others there. Modes on a read-only mount do not count: Kubernetes mounts files with modes that allow
+    all users to write. Windows has no such modes, so the check passes there.
 
     Args:
         path: the path of the file or folder.
@@ -78,7 +78,7 @@ def _problem(place: Path, found: os.stat_result) -> str | None:
         return None
     if os.statvfs(place).f_flag & os.ST_RDONLY:
         return None
-    who = "everybody" if "o" in writers else "its group"
+    who = "all users" if "o" in writers else "its group"
     advice = f"chmod {writers}-w {shown}" if me in (0, found.st_uid) else _ELSEWHERE
     return f"{who} can write {place} (mode {stat.S_IMODE(found.st_mode):04o}): {advice}"
 

@@ -1,4 +1,4 @@
-"""The state of a file as a key, by which a program knows that it need not read the file again.
+"""The state of a file as a key, which shows a program that it need not read the file again.
 
 The kernel sets the time of the last change of an inode (ctime). A copy that keeps times, as of ``cp -p`` and
 ``rsync --times``, cannot set it. A disk may change while the machine is off, so a state is valid for one boot only.

@@ -1,8 +1,8 @@
 """A lock for one process at a time in a folder: a lock of the system, and a file with the name of its owner.
 
-The system drops its lock when a process ends for any reason, so a killed process blocks nobody. The next process finds
-the file that names the killed one, logs that, and goes on. Where the file system has no locks, the file alone decides:
-it counts as long as a process with that id and start time runs on its host.
+The system drops its lock when a process ends for any reason, so a killed process keeps no folder locked. The next
+process finds the file that names the killed one, logs that, and continues. If the file system has no locks, the file
+alone decides: it is valid as long as a process with that id and start time runs on its host.
 """
 
 from __future__ import annotations

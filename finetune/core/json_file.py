@@ -22,7 +22,7 @@ def write_json(path: Path, value: Any) -> None:
         OSError: the file cannot be written; its earlier content stays.
     """
     aside = aside_of(path)
-    # A link may stand there: remove it, and leave its target alone.
+    # A link may be there: remove it, and leave its target alone.
     aside.unlink(missing_ok=True)
     with aside.open("x", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2) + "\n")

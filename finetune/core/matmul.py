@@ -109,6 +109,6 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of the gradient is wanted
+        if torch.is_grad_enabled():  # for a gradient of the gradient
             return nn.functional.linear(gradient, weight.T), None, None
         return _of_each_row(gradient, weight.T), None, None

@@ -1,4 +1,4 @@
-"""Reading one JSON object a line; the errors say what else a line, or a whole file, holds."""
+"""Reading one JSON object a line; the errors name the other content of a line or a file."""
 
 from __future__ import annotations
 

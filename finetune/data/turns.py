@@ -9,7 +9,7 @@ from finetune.errors import RowError, brief
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Keys of a message that say whether its turn is supervised. OpenAI, ms-swift and Axolotl use these names.
+# Keys of a message that set whether its turn is supervised. OpenAI, ms-swift and Axolotl use these names.
 SWITCHES = ("weight", "loss", "train")
 
 

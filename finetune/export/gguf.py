@@ -219,7 +219,7 @@ def _card(source: Source, lora: LoraFile) -> Card:
             f"`{FILE_NAME}` holds the LoRA of the language model (architecture `{lora.architecture}`, alpha "
             f"{lora.alpha:g}) and nothing of the vision tower and the projector, which the adapter does not change. "
             "The base must be the one named above: llama.cpp compares no more than architecture and shapes. "
-            f"{images} `export.json` says what was compared before the folder was declared good; llama.cpp itself "
+            f"{images} `export.json` lists what was compared before the folder was declared good; llama.cpp itself "
             "did not run."
         ),
     )

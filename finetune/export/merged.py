@@ -146,7 +146,7 @@ def _card(source: Source, dtype: str) -> Card:
         relation="finetune",
         library_name="transformers",
         loading=transformers_code(source, _LOADING.format(auto_class=source.base.family.auto_class.__name__)),
-        checks=f"Merged in float32, written in {dtype}. `export.json` says what was compared before the folder was "
+        checks=f"Merged in float32, written in {dtype}. `export.json` lists what was compared before the folder was "
         "declared good, and with which versions.",
     )
 

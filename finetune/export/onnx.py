@@ -230,7 +230,7 @@ def _card(source: Source) -> Card:
             f"`{EXAMPLE_NAME}` needs numpy, onnxruntime, pillow and tokenizers, and runs by itself too: `python "
             f"{EXAMPLE_NAME} image.jpg shirt hat`. `image.onnx` takes `pixel_values` [images, 3, H, W] and "
             "`text.onnx` `input_ids` and `attention_mask` [texts, tokens]; both give embeddings of length 1. "
-            "`classify.json` holds the words around a label and what cosines are multiplied by. `export.json` says "
+            "`classify.json` holds the words around a label and what cosines are multiplied by. `export.json` lists "
             "what was compared before the folder was declared good, and with which versions."
         ),
     )

@@ -105,7 +105,7 @@ def _locked(aside: Path, output: Path) -> Iterator[Path]:
         try:
             yield aside
         finally:
-            # The lock goes last, so that the next export finds a folder that is already clear.
+            # The lock is removed last, so that the next export finds a folder that is already clear.
             shutil.rmtree(_NEW, ignore_errors=True, dir_fd=folder)
             with suppress(OSError):
                 os.unlink(_LOCK, dir_fd=folder)

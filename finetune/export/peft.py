@@ -134,5 +134,5 @@ def _card(source: Source) -> Card:
         digest=source.adapter.digest,
         library_name="peft",
         loading=transformers_code(source, loading),
-        checks="`export.json` says what was compared before the folder was declared good, and with which versions.",
+        checks="`export.json` lists what was compared before the folder was declared good, and with which versions.",
     )

@@ -73,7 +73,7 @@ def _body(source: Source) -> str:
     if isinstance(task, LabelSection):
         return _CLASSIFY.format(open=show, labels=list(LABELS), text=_filled(task.text_template, "label"))
     if not isinstance(task, PromptSection):
-        return f"# The adapter was trained for task {task.name}, whose package says how it is asked."
+        return f"# The adapter was trained for task {task.name}, whose package documents its calls."
     family: Any = source.base.family
     assert isinstance(family, ImageTextToTextFamily), "the task was checked against the base"
     return _ASK.format(

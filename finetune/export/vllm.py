@@ -73,8 +73,8 @@ class Vllm:
             digest=source.adapter.digest,
             library_name="peft",
             loading=loading,
-            checks="vLLM itself did not answer when it was checked: `export.json` says what was compared, with PEFT on "
-            "the same base.",
+            checks="vLLM itself did not answer when it was checked: `export.json` lists what was compared, with PEFT "
+            "on the same base.",
         )
         (folder / CARD_NAME).write_text(model_card(source.manifest, card), encoding="utf-8")
         return comparisons

@@ -192,8 +192,8 @@ def training_env(env: Mapping[str, str], *, hardware: Hardware, nproc: int) -> d
     new["FINETUNE_NUM_PROCESSES"] = str(nproc)
     new.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // nproc)))
     if hardware.kind == "cpu":
-        # glibc returns large buffers to the system after every operation and allocates them again. Keeping them saves
-        # most of the time that a training step spends in the kernel. Other C libraries ignore these variables.
+        # glibc returns large buffers to the system after every operation and allocates them again. Kept buffers
+        # save most of the time that a training step spends in the kernel. Other C libraries ignore these variables.
         for name, value in KEEP_MEMORY.items():
             new.setdefault(name, value)
     if hardware.kind == "cpu":

@@ -50,7 +50,7 @@ def normalize_exact(text: str) -> str:
 def normalize_number(text: str, *, decimal_separator: DecimalSeparator = ".") -> str:
     """Return the value of a text that is one number, in its shortest form; any other text as ``normalize_exact``.
 
-    ``+5.0``, ``5`` and ``5e0`` are equal, ``-5`` and ``5`` are not. Groups of three digits may be set apart by a space,
+    ``+5.0``, ``5`` and ``5e0`` are equal, ``-5`` and ``5`` are not. Groups of three digits may be separated by a space,
     an apostrophe, or the mark that is not the decimal separator.
 
     Args:

@@ -44,7 +44,7 @@ def cards(
         known = f"<p class='pg-right'>Right answer, by the program that drew the image: <b>{html_text(right)}</b></p>"
     shown = [_card(answer, answers[0], right) for answer in answers]
     shown += [
-        f"<article class='pg-card'>{_who(entry)}<div class='pg-said waiting'>answering …</div></article>"
+        f"<article class='pg-card'>{_who(entry)}<div class='pg-answer waiting'>answering …</div></article>"
         for entry in waiting
     ]
     return f"<h2 class='pg-h2'>{html_text(asked)}</h2>{known}<div class='pg-cards'>{''.join(shown)}</div>"
@@ -63,7 +63,7 @@ def _card(answer: Answer, base: Answer, right: str | None) -> str:
     size = " long" if len(answer.text) > _LONG else ""
     return (
         f"<article class='pg-card{' differs' if differs else ''}'>{_who(answer.entry)}"
-        f"<div class='pg-said{size}'>{html_text(answer.text) or '(nothing)'}{_mark(answer.text, right)}</div>"
+        f"<div class='pg-answer{size}'>{html_text(answer.text) or '(nothing)'}{_mark(answer.text, right)}</div>"
         f"<div class='pg-marks'>{compared}</div><div class='pg-time'>{_times(answer)}</div></article>"
     )
 

@@ -126,8 +126,8 @@ def _foot(p: Playground) -> str:
     synthetic = ""
     if p.examples or any(entry.synthetic for entry in p.entries):
         synthetic = (
-            "<p>A program drew the synthetic images. They show no patient and no product, and a score on them says "
-            "nothing about real images.</p>"
+            "<p>A program drew the synthetic images. They show no patient and no product, and a score on them is "
+            "no evidence about real images.</p>"
         )
     return (
         "<div class='pg-foot'><p><b>Not for diagnosis.</b> Outside its domain, an adapter still answers as in its "

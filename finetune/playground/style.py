@@ -34,9 +34,9 @@ STYLE = """
 .pg-card.failed { border-top-color: var(--bad); }
 .pg-who { font-weight: 600; overflow-wrap: anywhere; }
 .pg-who small { display: block; font-weight: 400; color: var(--quiet); }
-.pg-said { font-size: 1.9rem; line-height: 1.25; font-weight: 650; margin: .15rem 0; overflow-wrap: anywhere; }
-.pg-said.long { font-size: 1.1rem; font-weight: 450; line-height: 1.5; }
-.pg-said.waiting { color: var(--quiet); font-weight: 400; font-size: 1.1rem; }
+.pg-answer { font-size: 1.9rem; line-height: 1.25; font-weight: 650; margin: .15rem 0; overflow-wrap: anywhere; }
+.pg-answer.long { font-size: 1.1rem; font-weight: 450; line-height: 1.5; }
+.pg-answer.waiting { color: var(--quiet); font-weight: 400; font-size: 1.1rem; }
 .pg-marks { display: flex; flex-wrap: wrap; gap: .4rem; min-height: 1.6rem; }
 .pg-chip { font-size: .8rem; padding: .1rem .55rem; border-radius: 1rem; border: 1px solid var(--line);
   color: var(--quiet); white-space: nowrap; }
@@ -74,7 +74,7 @@ STYLE = """
 
 @media (max-width: 46rem) {
   .pg-cards { grid-template-columns: 1fr; }
-  .pg-said { font-size: 1.6rem; }
+  .pg-answer { font-size: 1.6rem; }
   .pg-table thead { position: absolute; clip-path: inset(50%); height: 1px; width: 1px; overflow: hidden; }
   .pg-table, .pg-table tbody, .pg-table tr, .pg-table td { display: block; }
   .pg-table tr { border-style: solid; border-width: 1px; border-color: var(--line);

@@ -78,7 +78,7 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.is_dir():
         return
     ours = (folder / LOCK_NAME, aside_of(folder / RECIPE))  # a run that is killed at once leaves these
-    # A link with such a name belongs to somebody else.
+    # A run makes no links, so a link with such a name is a foreign file.
     names = sorted(path.name for path in folder.iterdir() if path not in ours or path.is_symlink())
     if not names or _is_recipe(folder / RECIPE) or _has_results(folder):
         return
@@ -124,7 +124,7 @@ def set_aside(folder: Path, *, going_on: bool = False) -> Path:
 
     Args:
         folder: the folder of the run.
-        going_on: True if a longer run goes on from its checkpoints: these stay, with copies of the files that
+        going_on: True if a longer run continues from its checkpoints: these stay, with copies of the files that
             the longer run adds to.
     """
     target = next_previous(folder)

@@ -23,12 +23,12 @@ class RowsSection(Section):
 
     @property
     def synthetic(self) -> bool:
-        """True if all rows are synthetic, so that scores on them say nothing about real images."""
+        """True if all rows are synthetic, so that scores on them are no evidence about real images."""
         return False
 
 
 class ReadSection(RowsSection):
-    """The settings of every source whose rows were written by somebody."""
+    """The settings of every source that reads rows from files."""
 
     supervise: Literal["all", "last"] = "all"
     """The assistant turns that are supervised; never one with ``weight`` 0, or with ``loss`` or ``train`` false."""
@@ -196,7 +196,7 @@ class ProceduralData(RowsSection):
 
     @property
     def synthetic(self) -> bool:
-        """True if all rows are synthetic, so that scores on them say nothing about real images."""
+        """True if all rows are synthetic, so that scores on them are no evidence about real images."""
         return True
 
 
@@ -242,7 +242,7 @@ class MixData(ReadSection):
 
     @property
     def synthetic(self) -> bool:
-        """True if all rows are synthetic, so that scores on them say nothing about real images."""
+        """True if all rows are synthetic, so that scores on them are no evidence about real images."""
         return all(part.data.synthetic for part in self.sources.values())
 
     def part(self, name: str) -> Any:

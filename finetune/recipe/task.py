@@ -233,7 +233,7 @@ def task_of(architecture: str | None = None) -> TaskSection:
     if architecture is None:
         return config_of("tasks", DEFAULT_TASK, what="task")(name=DEFAULT_TASK)
     for name in (supporting := tasks_for(architecture)):
-        with suppress(ValidationError):  # the task has a required setting, which only a recipe knows
+        with suppress(ValidationError):  # the task has a required setting, which only a recipe has
             return config_of("tasks", name, what="task")(name=name)
     raise ModelError(
         f"no default task for a base of the architecture {architecture!r}: {', '.join(supporting)} must have settings, "

@@ -153,7 +153,7 @@ class RegistryReader:
     ) -> builtins.list[Version]:
         """Return the latest version of every adapter, by name.
 
-        The list leaves out an adapter whose log cannot be read, and goes on with the others.
+        The list leaves out an adapter whose log cannot be read, and continues with the others.
 
         Args:
             namespace: the namespace to list; None for all.

@@ -26,8 +26,8 @@ class AdapterRegistry(RegistryReader):
     """Published adapters: numbered versions that never change, and aliases that move between them.
 
     Any number of processes may use one registry at the same time. A version exists, with all its files, from the moment
-    its entry is in the log; before that nobody can see it. Keep one object for a long time: it remembers how far each
-    log went.
+    its entry is in the log; before that no reader can see it. Keep one object for a long time: it remembers the
+    newest entry of each log.
 
     Writes are signed when there is a key. ``resolve`` and ``pull`` check versions against the reader's trust policy.
     ``list`` and ``log`` show all entries without a check of their signatures.
@@ -76,7 +76,7 @@ class AdapterRegistry(RegistryReader):
         ref = AdapterRef.parse_name(manifest.full_name)
         if name is not None and AdapterRef.parse_name(name) != ref:
             raise AdapterReferenceError(
-                f"cannot publish {folder} as {name!r}: its manifest says {ref.full_name!r}. "
+                f"cannot publish {folder} as {name!r}: its manifest names {ref.full_name!r}. "
                 f"Leave the name out, or save the adapter as {name!r}."
             )
         check_folder(folder, manifest)
@@ -126,7 +126,7 @@ class AdapterRegistry(RegistryReader):
     def rollback(self, name: str, alias: str, to: int | str | None = None, *, expect: int | None = None) -> Version:
         """Move an alias back to the version before, or to a given version.
 
-        A second rollback goes one step further back. Yanked versions are skipped.
+        A second rollback moves it one step further back. Yanked versions are skipped.
 
         Args:
             name: the adapter, ``ns/name``.

@@ -49,7 +49,7 @@ class Run:
         base: the base that the run adapts.
         rows: the rows of all splits.
         checkpoints: the checkpoints in the folder of the run.
-        start: the checkpoint that the run goes on from; None for the beginning.
+        start: the checkpoint that the run resumes from; None for the beginning.
         collator: the collator of the rows, which takes features from the feature store where the run has one.
     """
 

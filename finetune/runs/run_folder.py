@@ -91,7 +91,7 @@ def open_run(
     *,
     init_from: str | None = None,
 ) -> tuple[Checkpoints, Checkpoint | None]:
-    """Choose the checkpoint that the run goes on from, and write the record of the run.
+    """Choose the checkpoint that the run resumes from, and write the record of the run.
 
     Args:
         recipe: the recipe of the run.
@@ -102,14 +102,14 @@ def open_run(
         init_from: the reference by digest of the adapter that the run starts from; None for a fresh one.
 
     Returns:
-        The checkpoints of the run, and the one to go on from, the same on every process; None for a new run.
+        The checkpoints of the run, and the one to resume from, the same on every process; None for a new run.
 
     Raises:
         TrainingError: the folder holds an unfinished run of another recipe, or no run that can be extended.
     """
     folder = recipe.run_folder
     run = {
-        # The place of the adapter may change before a run goes on.
+        # The place of the adapter may change before a run resumes.
         "recipe": {key: value for key, value in recipe.identity().items() if key != "adapter"},
         "base": base.identity.digest,
         "rows": {split: rows_digest(rows) for split, rows in splits.items()},
@@ -158,7 +158,7 @@ def _choose(recipe: Recipe, checkpoints: Checkpoints, log: Callable[[str], None]
 def _extend(
     recipe: Recipe, checkpoints: Checkpoints, plan_of: Callable[..., Plan], log: Callable[[str], None]
 ) -> Checkpoint | None:
-    """Return the checkpoint from which the run goes on to its new length; keep the finished run's adapter beside it.
+    """Return the checkpoint from which the run continues to its new length; keep the finished run's adapter beside it.
 
     Raises:
         TrainingError: there is no checkpoint, or the run already has that length.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResult:
     """Run a recipe: evaluate the base on the test split, train, evaluate the adapter, save and publish it.
 
-    If the run's folder holds an unfinished run of the same recipe, that run goes on. It never overwrites a finished
+    If the run's folder holds an unfinished run of the same recipe, that run resumes. It never overwrites a finished
     run: ``train.resume`` chooses between an error, moving that run aside, and extending it. One run at a time has the
     folder.
 
@@ -50,7 +50,7 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     check_method(recipe)
     accelerator = accelerator_of(recipe)
     if recipe.adapter.publish and accelerator.is_main_process:
-        # Check the key before hours of training: later nobody may be there to type its passphrase.
+        # Check the key before hours of training: at the end no user may be present to type its passphrase.
         registry.guard.check_signer(AdapterRef.parse_name(recipe.adapter.publish).namespace)
     strategy = strategy_of(accelerator, recipe)
     try:

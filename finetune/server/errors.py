@@ -67,7 +67,7 @@ def to_request_error(error: Exception) -> RequestError:
         case RequestError():
             return error
         case DataError():
-            message = str(error).removeprefix("row request: ")  # a request has one row, so its id says nothing
+            message = str(error).removeprefix("row request: ")  # a request has one row, so its id is of no use
             return RequestError(message, status=400, code="invalid_messages", param="messages")
         case NotFoundError() | YankedError():
             _log.info("%s", error)  # not for the client: it names other adapters, and the place of the registry

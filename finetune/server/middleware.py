@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from finetune.server.keys import Keys
 
-OPEN = ("/health", "/ready", "/openapi.json")  # for any client: they say nothing about adapters
+OPEN = ("/health", "/ready", "/openapi.json")  # for any client: they show nothing about adapters
 
 
 class Middleware:

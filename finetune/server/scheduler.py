@@ -42,7 +42,7 @@ class Grown:
 
 @dataclass(frozen=True)
 class Done:
-    """The event that the answer is complete. ``answer.text`` goes on behind a stop sequence."""
+    """The event that the answer is complete. ``answer.text`` continues after a stop sequence."""
 
     answer: Answer
 

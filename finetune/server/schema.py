@@ -134,11 +134,11 @@ class StreamOptions(_Asked):
 
 
 class ChatRequest(_Asked):
-    """A question or conversation, and the adapter that is to answer it.
+    """A question or conversation, and the adapter that answers it.
 
-    Answers are the most likely ones, as adapters were trained and evaluated: ``temperature`` 0 says so, and 1, which is
-    OpenAI's default, is read as no wish. ``seed`` changes nothing, as answers are always the same; nor do ``user``,
-    ``metadata``, ``safety_identifier``, ``prompt_cache_key``, ``prompt_cache_retention`` and ``service_tier``.
+    Answers are greedy, as in the evaluation of adapters. ``temperature`` 0 requests this; 1 is accepted, because it is
+    OpenAI's default. ``seed`` changes nothing, as answers are always the same; nor do ``user``, ``metadata``,
+    ``safety_identifier``, ``prompt_cache_key``, ``prompt_cache_retention`` and ``service_tier``.
     """
 
     model: Annotated[str, Field(min_length=1, max_length=256)]

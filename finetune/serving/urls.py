@@ -1,7 +1,7 @@
 """Fetching of images from untrusted URLs: from public addresses only, with limits on size and time.
 
 A URL may come from a user who wants this process to reach places that only it can reach. So each
-connection checks the addresses of its host, and goes to a checked address. A name that resolves to another address a
+connection checks the addresses of its host, and uses a checked address. A name that resolves to another address a
 moment later changes nothing. The same applies to every redirect.
 """
 

@@ -23,10 +23,18 @@ only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give fil
 # What is done to a folder that holds private/file, and how the refusal ends; "{}" is the folder.
 FLAWS = {
     "file of the group": ("private/file", 0o620, "its group can write {}/private/file (mode 0620): chmod g-w "),
-    "file of everybody": ("private/file", 0o602, "everybody can write {}/private/file (mode 0602): chmod o-w "),
-    "file of all": ("private/file", 0o666, "everybody can write {}/private/file (mode 0666): chmod go-w "),
+    "file that others can write": (
+        "private/file",
+        0o602,
+        "all users can write {}/private/file (mode 0602): chmod o-w ",
+    ),
+    "file that group and others can write": (
+        "private/file",
+        0o666,
+        "all users can write {}/private/file (mode 0666): chmod go-w ",
+    ),
     "folder of the group": ("private", 0o770, "its group can write {}/private (mode 0770): chmod g-w "),
-    "folder of everybody": ("private", 0o777, "everybody can write {}/private (mode 0777): chmod go-w "),
+    "folder that all can write": ("private", 0o777, "all users can write {}/private (mode 0777): chmod go-w "),
     "parent of the group": ("", 0o2775, "its group can write {} (mode 2775): chmod g-w "),
 }
 
@@ -95,9 +103,9 @@ def test_a_link_in_a_folder_of_others_is_no_better_than_a_file_there(place, tmp_
     (tmp_path / "shared").chmod(0o777)
     link = tmp_path / "shared" / "link"
     link.symlink_to(place / "private" / "file")
-    assert changeable_by_others(link).startswith(f"everybody can write {tmp_path / 'shared'} (mode 0777)")
+    assert changeable_by_others(link).startswith(f"all users can write {tmp_path / 'shared'} (mode 0777)")
     (tmp_path / "shared").chmod(0o1777)
-    assert changeable_by_others(link) is None, "as in /tmp, nobody else can replace it"
+    assert changeable_by_others(link) is None, "as in /tmp, no other user can replace it"
 
 
 @only_root

@@ -63,7 +63,7 @@ def on(monkeypatch, tmp_path):
 def test_a_state_is_certain_once_the_file_has_rested(on):
     assert [on("xfs", seconds) for seconds in (-5, 0, 1.9, 2.1, 1000)] == [False, False, False, True, True]
     assert [on("nfs4", seconds) for seconds in (2.1, 599, 601)] == [False, False, True], "a server has its own clock"
-    assert not any(on(kind, 1e6) for kind in ("vfat", "fuse.sshfs", "cifs", "9p")), "nobody knows what they keep"
+    assert not any(on(kind, 1e6) for kind in ("vfat", "fuse.sshfs", "cifs", "9p")), "it is not known what they keep"
     assert on("vfat", 3, point="/elsewhere")
 
 

@@ -1,4 +1,4 @@
-"""One process at a time in a folder, and nobody who is gone keeps others out."""
+"""One process at a time in a folder; a process that has ended locks out no other."""
 
 import errno
 import json
@@ -65,7 +65,7 @@ def test_a_second_process_learns_which_process_holds_it(tmp_path, holder):
 def test_a_killed_process_holds_no_lock(tmp_path, holder, signum):
     holder.send_signal(signum)
     holder.wait(timeout=30)
-    assert (tmp_path / LOCK_NAME).exists(), "nobody took its name away"
+    assert (tmp_path / LOCK_NAME).exists(), "its name is still there"
     logged = []
     with locked(tmp_path, log=logged.append, what_else=ELSE):
         assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
@@ -166,7 +166,7 @@ class TestWhereTheSystemGivesNoLocks:
     def test_one_that_ended_does_not(self, tmp_path, holder):
         holder.kill()
         deadline = time.monotonic() + 30
-        while folder_lock._is_running(holder.pid):  # nobody has asked about it yet, so its id still stands
+        while folder_lock._is_running(holder.pid):  # it was not waited for yet, so its id is still in use
             assert time.monotonic() < deadline
         logged = []
         with locked(tmp_path, log=logged.append, what_else=ELSE):

@@ -110,7 +110,7 @@ def test_what_stands_there_is_kept(tmp_path):
         pytest.fail("entered")
     with pytest.raises(ExportError, match="holds something already"), new_output(tmp_path / "late") as folder:
         (tmp_path / "late").mkdir()
-        (tmp_path / "late" / "file").write_text("of somebody else, meanwhile")
+        (tmp_path / "late" / "file").write_text("of another process")
     assert everything(tmp_path) == sorted([*before, "late", "late/file"])
 
 
@@ -216,7 +216,7 @@ def test_an_apps_own_handler_stays(tmp_path):
 
 @pytest.mark.distributed
 def test_many_writers_one_after_another_each_whole_or_refused(tmp_path):
-    """Five processes export to one place again and again; whoever wins, the folder holds one writer's files."""
+    """Five processes export to one place again and again; the folder always holds the files of one writer."""
     code = """
 import os, sys
 from pathlib import Path

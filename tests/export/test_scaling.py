@@ -1,4 +1,4 @@
-"""Scaling that is baked into B: the same products, whoever multiplies them."""
+"""Scaling that is baked into B: the same products in any order of multiplication."""
 
 import math
 

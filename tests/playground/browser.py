@@ -101,7 +101,7 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass
 class Visit:
-    """A page that somebody looks at, and what went on behind it."""
+    """An open page, and its requests and errors."""
 
     page: Page
     url: str

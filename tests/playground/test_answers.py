@@ -1,4 +1,4 @@
-"""Base and adapters asked the same, each as it was trained; what fails says why and stops nobody else."""
+"""The same question to base and adapters, each as it was trained; a failure shows its reason and stops no other."""
 
 import numpy as np
 import pytest

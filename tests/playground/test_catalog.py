@@ -1,4 +1,4 @@
-"""What can be chosen, what cannot, and why; who vouches for it, in words."""
+"""The adapters that can be chosen, the reasons against the others, and their signers in words."""
 
 import shutil
 from pathlib import Path

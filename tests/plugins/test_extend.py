@@ -57,7 +57,7 @@ def place(tmp_path_factory):
     _rows(work / "rows")
     for name in ("count.yaml", "grade.yaml"):
         (work / name).write_text(block(PAGE, name), encoding="utf-8")
-    # A copy of this package that nobody can write to: nothing of it may change for a plug-in.
+    # A read-only copy of this package: nothing of it may change for a plug-in.
     own = folder / "finetune-only"
     shutil.copytree(ROOT / "finetune", own / "finetune", ignore=shutil.ignore_patterns("__pycache__"))
     for path in own.rglob("*"):

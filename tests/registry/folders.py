@@ -16,6 +16,6 @@ def edit(folder: Path, **fields) -> None:
 
 
 def forge(entry: Path, **fields) -> None:
-    """Let an entry of a log say something else, as somebody would who knows how entries are written."""
+    """Change an entry of a log, as an attacker would who can write valid entries."""
     commit = Commit.parse(entry.read_bytes(), source=entry.name)
     entry.write_bytes(commit.model_copy(update=fields).to_bytes())

@@ -1,4 +1,4 @@
-"""Keys, policies, and what somebody who controls the store can do to a log."""
+"""Keys, policies, and attacks on a log by an attacker who controls the store."""
 
 import functools
 from pathlib import Path
@@ -12,7 +12,7 @@ NAME = "medical/brain-mri"
 
 @functools.cache
 def key(name: str) -> SigningKey:
-    """The key of somebody; the same one each time."""
+    """Return the key of a name; the same one each time."""
     return SigningKey.generate()
 
 

@@ -150,7 +150,7 @@ def test_bytes_are_synced_before_the_name_and_the_name_before_the_answer(monkeyp
     folders_up_to_the_root = ["fsync", "fsync"]
     assert steps == ["fsync", "link", *folders_up_to_the_root]
     steps.clear()
-    with pytest.raises(AlreadyExists):  # whoever wrote it may have died before it was lasting
+    with pytest.raises(AlreadyExists):  # its writer may have died before it was lasting
         local.put("a/b", b"data")
     assert steps == folders_up_to_the_root
     steps.clear()

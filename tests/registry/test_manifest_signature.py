@@ -25,7 +25,7 @@ def alice(registry, make_adapter) -> AdapterRegistry:
 
 @pytest.fixture
 def offline(tmp_path) -> AdapterRegistry:
-    """Whoever has a folder and a policy, and no registry."""
+    """A user with a folder and a policy, and without a registry."""
     return AdapterRegistry(tmp_path / "nowhere", trust=policy())
 
 

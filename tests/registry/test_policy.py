@@ -132,7 +132,7 @@ def test_a_file_that_is_none(file, tmp_path):
 
 @pytest.fixture
 def unsigned(registry, make_adapter) -> str:
-    """The location of a registry with a version that nobody signed."""
+    """The location of a registry with an unsigned version."""
     AdapterRegistry(registry.location).publish(make_adapter())
     return registry.location
 
@@ -252,7 +252,7 @@ def test_where_a_policy_only_warns_anybody_writes(registry, make_adapter):
 
 
 def test_a_second_key_takes_over(registry, make_adapter):
-    """Nobody's key was stolen: both stay in the policy, and everything that alice signed stays good."""
+    """No key was stolen: both stay in the policy, and everything that alice signed stays valid."""
     both = policy(keys=("alice", "carol"))
     AdapterRegistry(registry.location, trust=policy(), signer=key("alice")).publish(make_adapter(), aliases=["prod"])
     carol = AdapterRegistry(registry.location, trust=both, signer=key("carol"))

@@ -123,7 +123,7 @@ def test_folders_that_differ_from_their_manifest_are_refused(registry, make_adap
     refused(ManifestError, "manifest.json must be a regular file, got a symbolic link", link("manifest.json"))
     with pytest.raises(ManifestError, match="nowhere is not an adapter folder"):
         registry.publish("nowhere")
-    with pytest.raises(AdapterReferenceError, match="as 'retail/x': its manifest says 'medical/brain-mri'"):
+    with pytest.raises(AdapterReferenceError, match="as 'retail/x': its manifest names 'medical/brain-mri'"):
         registry.publish(make_adapter(seed=1000), "retail/x")
     assert not Path(registry.location).exists()
 

@@ -175,7 +175,7 @@ def test_an_entry_that_was_seen_and_is_gone_behind_others(alice):
         alice.alias(NAME, alias, 1)
     entry_path(alice.location, 3).unlink()
     again = reader(alice)
-    again._log(AdapterRef.parse(NAME)).known = 5  # so that nobody misses entry 3 on the way to the newest
+    again._log(AdapterRef.parse(NAME)).known = 5  # so that the reader does not miss entry 3
     with pytest.raises(TrustError, match="its entry 3 was seen here before, and is gone"):
         again.resolve(NAME)
 
@@ -205,7 +205,7 @@ def test_two_processes_that_saw_different_entries(tmp_path):
     seen.remember(NAME, 5, A)
     seen.remember(NAME, 5, B)
     with pytest.raises(
-        TrustError, match=f"{NAME}: two different entries 5 were seen .*split it in two. Ask the administrator"
+        TrustError, match=f"{NAME}: two different entries 5 were seen .*split in two. Ask the administrator"
     ):
         seen.newest(NAME)
 

@@ -115,7 +115,7 @@ def test_a_key_that_others_can_reach_is_refused(tmp_path, mode):
     SigningKey.generate().save(path, "me")
     path.chmod(mode)
     with pytest.raises(
-        TrustError, match=rf"key.pem: others .* private key \(mode {mode:04o}\). If nobody did, run `chmod 600"
+        TrustError, match=rf"key.pem: others .* private key \(mode {mode:04o}\). If no other user did, run `chmod 600"
     ):
         SigningKey.load(path)
     path.chmod(0o400)

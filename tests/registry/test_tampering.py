@@ -1,4 +1,4 @@
-"""What somebody who controls the store can do to a signed log, and what a reader, a writer and ``verify`` say to it."""
+"""Attacks on a signed log by an attacker who controls the store; reactions of readers, writers and ``verify``."""
 
 import re
 import shutil
@@ -34,7 +34,7 @@ def open_as(location, trust=None, signer=None) -> AdapterRegistry:
 
 @pytest.fixture
 def signed(registry, make_adapter) -> str:
-    """The location of a registry in which alice published two versions and moved an alias; nobody has read it yet."""
+    """The location of a registry in which alice published two versions and moved an alias; no reader read it yet."""
     alice = AdapterRegistry(registry.location, signer=key("alice"))
     alice.publish(make_adapter(seed=1))
     alice.publish(make_adapter(seed=2))
@@ -97,8 +97,8 @@ def signed_for_another_namespace(location):
 
 
 FORGED = (
-    "its signature names the key of 'alice', which did not sign these bytes: somebody changed them "
-    "after the signing, or signed them for"
+    "its signature names the key of 'alice', which did not sign these bytes: they were changed "
+    "after the signing, or signed for"
 )
 ATTACKS = {
     a_byte_of_the_signature: FORGED,

@@ -1,4 +1,4 @@
-"""Yank: a version that is not to be used any more stays, is seen to be yanked, and is given to nobody by an alias."""
+"""Yank: a withdrawn version stays, is shown as yanked, and no alias resolves to it."""
 
 from pathlib import Path
 

@@ -175,7 +175,7 @@ def _make_registry(work: Path, net: Path) -> dict[str, str]:
     registry.yank("regression/colors@3", reason="worse on blue")
     folder = work / "signed" / "matching"
     _make_adapter(work / "bases" / "clip", METHODS["lora"], folder, net / "batches", seed=4, scores=_SCORES)
-    key = SigningKey.generate()  # forgotten: nobody can sign as this one again
+    key = SigningKey.generate()  # discarded: it cannot sign again
     AdapterRegistry(net / "registry", signer=key).publish(folder, aliases=["prod"])
     (net / "trust.yaml").write_text(
         f"keys:\n  - {key.public('release').line}\nnamespaces:\n  regression: {{signatures: warn, keys: [release]}}\n",

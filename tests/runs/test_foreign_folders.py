@@ -40,7 +40,7 @@ def test_a_run_does_not_begin_among_files_of_others(recipe, kind, resume, monkey
         path.write_bytes(data)
     before = held(recipe.run_folder)
     monkeypatch.setattr("finetune.runs.run.base_of", lambda *args, **options: 1 / 0)
-    for check in ("finetune.runs.train.check_recipe", None):  # by the lock too, where nobody has looked before
+    for check in ("finetune.runs.train.check_recipe", None):  # by the lock too, without an earlier check
         with pytest.raises(TrainingError) as caught:
             train(recipe)
         names = sorted({name.partition("/")[0] for name in FOREIGN[kind]})

@@ -1,4 +1,4 @@
-"""Adapters that somebody made to do harm, or that broke: copies of a good one, changed and given right digests."""
+"""Malicious or damaged adapters: changed copies of a good one, with valid digests."""
 
 import hashlib
 import json
@@ -154,7 +154,7 @@ def nothing(forgery: Forgery) -> None:
 
 
 class Payload:
-    """What writes ``canary`` when somebody reads it back from a pickle."""
+    """An object that writes ``canary`` when it is read from a pickle."""
 
     def __init__(self, canary: Path):
         self.canary = canary

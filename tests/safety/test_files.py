@@ -1,4 +1,4 @@
-"""What lies in an adapter's folder: links, devices, other formats, and files that nobody listed."""
+"""Files in an adapter's folder: links, devices, other formats, and files that the manifest does not list."""
 
 import io
 import json

@@ -78,7 +78,7 @@ PROMPTS = [
         prompt(answer_normalization="os.system"),
         "answer_normalization: Input should be 'exact', 'vqa' or",
     ),
-    ("a task nobody has", prompt(name="os.system"), "plugins must name the package of the task 'os.system'"),
+    ("an unknown task", prompt(name="os.system"), "plugins must name the package of the task 'os.system'"),
     ("a task for a terminal", prompt(name="\x1b[2J" * 100), "task.name: String should match pattern"),
     (
         "a task of dual encoders",
@@ -118,9 +118,9 @@ PROBES = [
     ("a seed below zero", probe(seed=-1), ManifestError, "probe.seed: Input should be greater than or equal to 0"),
     ("a seed beyond 32 bits", probe(seed=2**40), ManifestError, "probe.seed: Input should be less than"),
     ("a seed of chance", probe(seed=2**32 - 1), ProbeError, "must have the effect that it had when it was saved"),
-    ("a dtype nobody has", probe(dtype="float8"), ManifestError, "probe.dtype: Input should be 'float32'"),
+    ("an unknown dtype", probe(dtype="float8"), ManifestError, "probe.dtype: Input should be 'float32'"),
     (
-        "a quantization nobody has",
+        "an unknown quantization",
         probe(quantization="1bit"),
         ManifestError,
         "probe.quantization: Input should be '4bit'",

@@ -89,7 +89,7 @@ def test_as_an_alias(refused, tmp_path, name):
 
 
 def test_a_name_that_is_a_folder_too_stays_a_reference(stage, tmp_path, canary, monkeypatch):
-    """A folder that somebody put where an app runs does not stand in for a published adapter."""
+    """A foreign folder in the working directory of an app does not replace a published adapter."""
     (tmp_path / "testing").mkdir()
     (tmp_path / "testing" / "cell").symlink_to(stage.good["lora"])
     monkeypatch.chdir(tmp_path)

@@ -147,7 +147,7 @@ LORA = [
     ),
 ]
 MODULES = [
-    ("a module nobody has", modules("language", "model.nowhere"), "this base has no module 'model.nowhere'"),
+    ("an unknown module", modules("language", "model.nowhere"), "this base has no module 'model.nowhere'"),
     ("a module twice", modules("language", f"{LAYER}.q_proj"), "q_proj' is given twice"),
     ("the head", modules("language", "lm_head"), "'lm_head' must be in the language tower of this base"),
     (
@@ -171,7 +171,7 @@ MODULES = [
     ("below a layer", below, "this base has no module '.*base_layer'|must be in the language tower of this base"),
     ("20,001 modules", modules("language", *(f"m{i}" for i in range(20_001))), "at most 20000 items"),
     (
-        "a tower nobody has",
+        "an unknown tower",
         modules("head", "lm_head"),
         "modules of the tower 'head', but this base only has language, projector, vision",
     ),
@@ -181,7 +181,7 @@ MODULES = [
     ("no parts", lambda f: f.adapter.update(parts=[]), "parts: List should have at least 1 item"),
     ("nine parts", nine_parts, "parts: List should have at most 8 items"),
     ("a part twice", a_part_twice, "a method must be unique, but 'lora' is given twice"),
-    ("a method nobody has", another_method, "needs the method 'os.system', which no installed package provides"),
+    ("an unknown method", another_method, "needs the method 'os.system', which no installed package provides"),
     (
         "another type",
         lambda f: f.adapter.update(peft_type="LOKR"),
@@ -197,7 +197,7 @@ PARTS = [
     ("vision said to be the projector", whole("projector", "model.visual.blocks.0.norm1.weight"), NOT_WHOLE),
     ("what LoRA has too", whole("language", f"{LAYER}.q_proj.bias"), "q_proj.bias' is given twice"),
     ("the projector by LoRA too", a_projector_twice, "mlp.0.bias' is given twice"),
-    ("a parameter nobody has", whole("projector", "model.nowhere.weight"), "no parameter 'model.nowhere.weight'"),
+    ("an unknown parameter", whole("projector", "model.nowhere.weight"), "no parameter 'model.nowhere.weight'"),
     ("a buffer", whole("language", "model.language_model.rotary_emb.inv_freq"), "no parameter '.*inv_freq'"),
     ("a module", whole("projector", "model.visual.merger"), "this base has no parameter 'model.visual.merger'"),
     (

@@ -120,7 +120,7 @@ def one_more(forgery: Forgery) -> None:
 
 
 def large(forgery: Forgery) -> None:
-    """Far larger than what anybody keeps beside it: a third copy of it would be seen."""
+    """Far larger than all other data in memory, so that a third copy of it is detected."""
     forgery.tensors["lm_head.weight"] = torch.ones(24 * 2**20)
 
 
@@ -185,7 +185,7 @@ HEADERS = [
     ("a shape without values", first(shape=[0, 64]), "as in the manifest"),
     ("a shape of fractions", integers_written_otherwise(float), "as in the manifest"),
     ("a shape of texts", integers_written_otherwise(str), "as in the manifest"),
-    ("a dtype nobody knows", first(dtype="F128"), "as in the manifest"),
+    ("an unknown dtype", first(dtype="F128"), "as in the manifest"),
     ("F64", first(dtype="F64"), "as in the manifest"),
     ("I8", first(dtype="I8"), "as in the manifest"),
     ("a dtype in small letters", first(dtype="f32"), "as in the manifest"),

@@ -1,4 +1,4 @@
-"""Requests as nobody should send them, for hypothesis: of the right form with anything in it, and of no form."""
+"""Invalid requests for hypothesis: some of the right form with any content, others of no form."""
 
 import base64
 import io

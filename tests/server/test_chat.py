@@ -131,7 +131,7 @@ def test_an_answer_ends_at_its_limit_and_at_a_stop_text(server, expected):
             chunks = list(client.chat.completions.create(**body(REFS[0]), **options, stream=True))
             assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == before
         longest = client.chat.completions.create(**body(REFS[0]))
-        assert found.usage.completion_tokens < longest.usage.completion_tokens  # nothing is made that nobody gets
+        assert found.usage.completion_tokens < longest.usage.completion_tokens  # no token follows the stop
         assert client.chat.completions.create(**body(REFS[0]), stop="never said").choices == longest.choices
         last = client.chat.completions.create(**body(REFS[0]), max_tokens=1, stop=whole[0]).choices[0]
         assert (last.message.content, last.finish_reason) == ("", "stop")

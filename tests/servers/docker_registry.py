@@ -15,7 +15,7 @@ START_SECONDS = 60
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at."""
+    """Return a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
@@ -27,7 +27,7 @@ def docker_registry(folder: Path, *, htpasswd: str | None = None) -> Iterator[st
 
     Args:
         folder: where.
-        htpasswd: who may use it, as lines of ``user:bcrypt``; None for everybody.
+        htpasswd: the allowed users, as lines of ``user:bcrypt``; None for all.
 
     Where it is not installed the test is skipped, or fails when FINETUNE_REQUIRE_SERVERS is 1.
     """

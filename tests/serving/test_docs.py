@@ -224,7 +224,7 @@ def test_a_job_that_was_stopped_goes_on(work, monkeypatch, capsys):
 
     monkeypatch.setattr(module, "answered", stop_at_the_third)
     monkeypatch.setattr(sys, "argv", job("questions.parquet", "answers.parquet")[1:])
-    assert module.main() == 130 and "stopped; the same command goes on" in capsys.readouterr().err
+    assert module.main() == 130 and "stopped; the same command resumes the job" in capsys.readouterr().err
     assert not (work / "answers.parquet").exists()
     monkeypatch.setattr(sys, "argv", [*job("questions.parquet", "answers.parquet")[1:], "--batch-size", "4"])
     assert module.main() == 2

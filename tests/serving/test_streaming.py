@@ -1,4 +1,4 @@
-"""Answers piece by piece: together what ``ask`` says, by the adapter that was active, and ended when nobody reads."""
+"""Streamed answers: all pieces equal the answer of ``ask``, and the thread ends with its reader."""
 
 import gc
 import threading

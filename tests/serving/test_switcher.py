@@ -1,4 +1,4 @@
-"""Many adapters on one base: each thread and task has its own, and coming and going disturbs nobody."""
+"""Many adapters on one base: each thread and task has its own, and loads and removals disturb no other."""
 
 import asyncio
 import threading

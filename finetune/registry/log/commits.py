@@ -102,10 +102,10 @@ class Commit(BaseModel):
     actor: Line
     # Information only, because clocks differ; ``seq`` gives the order.
     time: Annotated[UtcTime, Field(pattern=r"Z$")]
-    # Over the manifest that this entry publishes; it is copied together with the files.
+    # Over the manifest that this entry publishes; it is copied with the files.
     manifest_signature: Signature | None = None
-    # Over namespace, name and everything above. The digest in the next entry covers the signature too, so nobody can
-    # remove or replace a signature unnoticed.
+    # Over namespace, name and everything above. The digest in the next entry covers the signature too, so a
+    # removed or replaced signature is detected.
     signature: Signature | None = None
 
     @model_validator(mode="after")

@@ -47,7 +47,7 @@ def none_of_that_name(store: Store, location: str, ref: AdapterRef) -> NotFoundE
 def version_before(entries: Iterable[Commit], head: Commit, ref: AdapterRef, alias: str) -> int:
     """Return the version that an alias pointed to before its present one, without the yanked versions.
 
-    A rollback undoes a move and does not count as one: a second rollback goes one step further back, not forward.
+    A rollback undoes a move and does not count as one: a second rollback moves it one step further back, not forward.
 
     Args:
         entries: the log, the oldest first.

@@ -1,7 +1,7 @@
 """The log of one adapter: entries numbered from 1 without gaps, each created once and never changed.
 
 A change takes effect when entry n+1 is created. The creation fails when another writer was first, so two writers
-never both believe that they succeeded.
+never both succeed.
 """
 
 import contextlib
@@ -95,12 +95,12 @@ class Log:
                 same ``txn``.
 
         Returns:
-            The entry as it stands in the log.
+            The entry in the log.
 
         Raises:
             ConflictError: other writers were first too many times.
             TrustError: the guard does not accept the newest entry, or cannot sign the new one.
-            StoreError: the store refused twice; unless the message says more, the entry may be in the log.
+            StoreError: the store refused twice; the entry may be in the log, unless the message excludes it.
         """
         for attempt in range(MAX_ATTEMPTS):
             head = self.head()

@@ -9,31 +9,31 @@ clock; no two machines' clocks are compared.
     publish (blobs.put_blobs, then the log)         gc
       P1  writes its manifest: now is the time        G1  reads the time
           of that                                     G2  lists blobs, reads all logs: what is older than
-      P2  writes its other blobs, but those that          the grace period at G1, and unnamed, is to go
+      P2  writes its other blobs, but those that          the grace period at G1, and unnamed, is garbage
           lie there no older than FRESH at P1         G3  writes a plan that names it
       P3  lists the plans: none names its blobs       G4  reads the new entries of all logs
-      P4  looks at each blob: it is there             G5  looks at each blob again: when it is still that
+      P4  checks that each blob exists                G5  checks each blob again: if it is still that
       P5  writes the entry that names them                old, and unnamed, deletes it
                                                       G6  deletes the plan
 
-A publish that finds a plan at P3 waits, and one that misses a blob at P4 writes it again; then it goes on from P1. A
+A publish that finds a plan at P3 waits, and one that misses a blob at P4 writes it again; then it continues from P1. A
 plan that it cannot read may name any blob, and ends the publish with an error that names the file.
-Assumed of a publish: from its start to P5 takes less than LONGEST. gc itself sees to it that it deletes nothing
-once LONGEST is over since G3, but for the deletion that it is at.
+The proof assumes that a publish takes less than LONGEST from its start to P5. gc starts no deletion after LONGEST is
+over since G3.
 
 Nothing that an entry names is deleted. Let X be named by P5 and deleted at G5.
 
 - Deleted before P4: then P4 missed it. So it is deleted after P4, hence after P3.
-- G3 before P3: the plan goes after X is deleted, so it was there at P3. Then P3 saw it and the publish waited; or
+- G3 before P3: the plan is deleted after X, so it existed at P3. Then P3 saw it and the publish waited; or
   it was older than PLAN_LIFE, and its gc no longer deletes.
 - G3 after P3: before P3, X was there and no older than FRESH when the publish began; any later write made
   it younger. G5 comes after G3, and found X older than the grace period was at G1. So G1 was
   at least the grace period less FRESH, which is LONGEST or more, after the publish began, and so after P5. Then
   G2 read its entry, and X was named.
 
-That holds while the store's clock goes on; G4 is there for one that is set. A publish looks at its blobs once
-more after P5, so one that returns is whole even if it slept for longer than that. Two gcs disturb each other as
-little as they disturb a publish: what one deletes was garbage for the other.
+The proof holds while the store's clock runs without a jump; G4 is for a clock that was set. A publish checks its blobs
+once more after P5, so a publish that returns is complete even if it slept for longer than LONGEST. Two gcs disturb each
+other as little as they disturb a publish: each deletes only what is garbage for the other too.
 """
 
 import re
@@ -115,7 +115,7 @@ def collect(registry: AdapterRegistry, *, grace: timedelta = DEFAULT_GRACE, dele
     Raises:
         NotFoundError: there is no registry.
         RegistryError: the grace period is too short, or this program cannot read a log.
-        IntegrityError: a log or a manifest is damaged, so nobody knows which blobs are needed; nothing was deleted.
+        IntegrityError: a log or a manifest is damaged, so the needed blobs are not known; nothing was deleted.
     """
     if grace < LEAST_GRACE:
         raise RegistryError(
@@ -203,7 +203,7 @@ class _Named:
                 self.digests |= {commit.manifest, *(entry.sha256 for entry in manifest.files.values())}
         except (IntegrityError, ObjectMissing) as error:
             raise IntegrityError(
-                f"cannot tell which files entry {seq} of {log.namespace}/{log.name} needs, so nothing was deleted: "
+                f"the files of entry {seq} of {log.namespace}/{log.name} are not known, so nothing was deleted: "
                 f"{error}. Look for more damage with `finetune registry verify`. To repair the files of a version, "
                 "publish the same folder again."
             ) from None
@@ -217,7 +217,7 @@ def _delete_blobs(store: Store, unnamed: Sequence[Garbage], named: _Named, befor
         store.put(plan, plan_bytes(blob.key for blob in unnamed), mode="overwrite")
         named.read_new_entries()
         for blob in unnamed:
-            # The machine may have slept, or somebody may have set its clock.
+            # The machine may have slept, or its clock may have been set.
             if abs(time.time() - began) > LONGEST.total_seconds():
                 break
             if named.lacks(blob.key) and _is_older(store, blob.key, before):

@@ -153,8 +153,8 @@ def _plan_for(store: Store, keys: set[str], now: datetime) -> ObjectMeta | None:
             continue
         except (IntegrityError, ManifestError) as error:
             raise IntegrityError(
-                f"{error}. Without this plan nobody knows which blobs a gc deletes, so nothing was published. If no gc "
-                "runs, delete that file of the registry and publish again."
+                f"{error}. Without this plan it is not known which blobs a gc deletes, so nothing was published. If no "
+                "gc runs, delete that file of the registry and publish again."
             ) from None
         if planned & keys:
             return found

@@ -52,7 +52,7 @@ class Store(Protocol):
 
         Raises:
             AlreadyExists: with ``mode="create"``, where an object has that key; that object is lasting.
-            StoreError: the store refused; unless the message says more, the object may have been written.
+            StoreError: the store refused; the object may have been written, unless the message excludes it.
         """
         ...
 

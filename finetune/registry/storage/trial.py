@@ -25,7 +25,7 @@ class Finding:
 
     Attributes:
         probe: the name of the trial.
-        verdict: ``failed`` when nobody should write here, or some writers cannot.
+        verdict: ``failed`` if no process should write here, or some processes cannot.
         text: the observation, and what to do about it.
     """
 

@@ -57,7 +57,7 @@ def read_private(path: Path) -> bytes:
             if os.name != "nt" and mode & 0o077:
                 raise TrustError(
                     f"{path}: others on this machine can read this private key (mode {stat.S_IMODE(mode):04o}). "
-                    f"If nobody did, run `chmod 600 {path}`. Else make a new key and revoke this one."
+                    f"If no other user did, run `chmod 600 {path}`. Else make a new key and revoke this one."
                 )
             if problem := changeable_by_others(path):
                 raise TrustError(f"{path}: others on this machine can replace this private key: {problem}")

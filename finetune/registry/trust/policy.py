@@ -139,8 +139,8 @@ class TrustPolicy(_Part):
             return Verdict(signer=f"unknown key {key_id[:16]}...", problem=self._signed_by(namespace, key_id))
         if not key.verifies(signature, message):
             problem = (
-                f"its signature names the key of {key.name!r}, which did not sign these bytes: somebody changed them "
-                "after the signing, or signed them for another name"
+                f"its signature names the key of {key.name!r}, which did not sign these bytes: they were changed "
+                "after the signing, or signed for another name"
             )
             return Verdict(signer=f"not {key.name}, whose key the signature names", problem=problem, forged=True)
         return Verdict(signer=key.name, problem=self._signed_by(namespace, key_id))

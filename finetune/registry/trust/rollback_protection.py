@@ -1,7 +1,7 @@
 """Rollback protection: a reader remembers the newest entry of each log, and refuses an older state.
 
 An attacker who controls a store can cut a log, or restore an older state. Every entry in it is still signed, so only a
-reader who has seen a newer entry can notice. The memory belongs to a location, not to the id in ``registry.json``,
+reader who has seen a newer entry can notice. The record belongs to a location, not to the id in ``registry.json``,
 which the attacker controls too.
 """
 
@@ -57,8 +57,8 @@ class SeenEntries:
         number = seen[-1][0]
         if len(newest := {digest for n, digest in seen if n == number}) > 1:
             raise TrustError(
-                f"{full_name}: two different entries {number} were seen ({', '.join(sorted(newest))}), so somebody "
-                f"replaced its log, or split it in two. {_advice(full_name)}"
+                f"{full_name}: two different entries {number} were seen ({', '.join(sorted(newest))}), so its "
+                f"log was replaced, or split in two. {_advice(full_name)}"
             )
         return seen[-1]
 
