@@ -89,7 +89,7 @@ def test_a_key_of_a_plug_in_keeps_its_name(write, own_source):
     assert load_recipe(write("", text), ["data.kind=flat"]).data.kind == "flat"
 
 
-def test_an_unknown_key_is_named_as_before():
+def test_a_source_without_question_types_refuses_the_key():
     raw = {"name": "a", "domain": "b", "model": {"name_or_path": "pocket"}, "method": {"name": "lora"}}
     raw |= {"data": {"source": "procedural", "name": "medical", "kind": "x"}, "train": {"epochs": 1}}
     with pytest.raises(RecipeError, match="^here: data.question_type: unknown key. Allowed here: source"):
