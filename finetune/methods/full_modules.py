@@ -36,17 +36,17 @@ class FullModules(CopiesMethod):
         """Add copies of the named parameters; outputs do not change.
 
         Raises:
-            MethodError: a kind matches no parameter, or LoRA already adapts one of the modules.
+            MethodError: a name in ``parameters`` matches no parameter of the base, or LoRA already adapts one of the modules.
         """
         modules: dict[str, list[str]] = {}
         notes: list[str] = []
         copies: dict[str, nn.Parameter] = {}
-        for kind in options.parameters:
-            originals = _originals(host.model, host.towers, kind)
+        for group in options.parameters:
+            originals = _originals(host.model, host.towers, group)
             unused = unreached_parameters(originals, host.forward) if originals else []
             names = [name for name in originals if name not in unused]
-            _require(names, kind)
-            modules["projector" if kind == "projector" else "language"] = names
+            _require(names, group)
+            modules["projector" if group == "projector" else "language"] = names
             notes += [f"left out, because the forward does not use it: {name}" for name in unused]
             copies |= {name: nn.Parameter(originals[name].detach().float().clone()) for name in names}
         self.put(host.model, copies)
@@ -62,9 +62,9 @@ class FullModules(CopiesMethod):
         )
 
     def check(self, model: nn.Module, towers: Towers, options: FullModulesSection) -> None:
-        """Raise MethodError if a kind matches no parameter."""
-        for kind in options.parameters:
-            _require(_originals(model, towers, kind), kind)
+        """Raise MethodError if a name in ``parameters`` matches no parameter of the base."""
+        for group in options.parameters:
+            _require(_originals(model, towers, group), group)
 
     def expected_tensors(
         self, model: nn.Module, towers: Towers, description: PartDescription
@@ -111,22 +111,22 @@ class FullModules(CopiesMethod):
         return {path: CopiesUpdate(module_at(model, path), own) for path, own in copies.items()}
 
 
-def _require(names: Collection[str], kind: str) -> None:
+def _require(names: Collection[str], group: str) -> None:
     if not names:
-        raise MethodError(f"method.parameters: this base has no {kind} to train. Remove {kind!r}.")
+        raise MethodError(f"method.parameters: this base has no {group} to train. Remove {group!r}.")
 
 
-def _originals(model: nn.Module, towers: Towers, kind: str) -> dict[str, nn.Parameter]:
-    """Return the base's own parameters of one kind, by full name."""
+def _originals(model: nn.Module, towers: Towers, group: str) -> dict[str, nn.Parameter]:
+    """Return the base's own parameters of one group, by full name."""
     originals: dict[str, nn.Parameter] = {}
-    for path in towers.get("projector" if kind == "projector" else "language", ()):
+    for path in towers.get("projector" if group == "projector" else "language", ()):
         for name, module in model.get_submodule(path).named_modules(prefix=path):
-            if isinstance(module, BaseTunerLayer) and kind == "projector":
+            if isinstance(module, BaseTunerLayer) and group == "projector":
                 raise MethodError(
                     f"LoRA adapts {name}, so full_modules cannot train it too. Set "
                     "method.towers.projector: none, or remove 'projector' from full_modules."
                 )
-            if kind == "projector" and not isinstance(module, nn.modules.batchnorm._BatchNorm) or _is_norm(module):
+            if group == "projector" and not isinstance(module, nn.modules.batchnorm._BatchNorm) or _is_norm(module):
                 originals |= {f"{name}.{leaf}": p for leaf, p in module.named_parameters(recurse=False)}
     if quantized := next((name for name, p in originals.items() if not p.is_floating_point()), None):
         raise MethodError(

@@ -8,7 +8,7 @@ import importlib.util
 import pytest
 import torch
 
-from tests.distributed.test_exact import BOTH_TOWERS, ROWS, STEPS, WINDOW, farthest, off
+from tests.distributed.test_exact import BOTH_TOWERS, ROWS, STEPS, TOTAL_BATCH_SIZE, farthest, off
 from tests.matrix import LORA
 
 pytestmark = [
@@ -37,7 +37,7 @@ RUNS = [
 def found(processes, bases):
     """What one process came to, by what it trained; and what each of two came to in each run."""
     common = {"base": bases("idefics3"), "rows": ROWS, "uneven": True, "steps": STEPS}
-    (whole,) = processes([{**common, **trained, "batch_size": WINDOW} for trained in TRAINED.values()], 1)
+    (whole,) = processes([{**common, **trained, "batch_size": TOTAL_BATCH_SIZE} for trained in TRAINED.values()], 1)
     scenarios = [
         {**common, **TRAINED[trained], "strategy": stage, "batch_size": rows, "accumulation": number, **more}
         for trained, stage, rows, number, more in RUNS
