@@ -36,7 +36,8 @@ class FullModules(CopiesMethod):
         """Add copies of the named parameters; outputs do not change.
 
         Raises:
-            MethodError: a name in ``parameters`` matches no parameter of the base, or LoRA already adapts one of the modules.
+            MethodError: a name in ``parameters`` matches no parameter of the base, or LoRA already adapts one of the
+                modules.
         """
         modules: dict[str, list[str]] = {}
         notes: list[str] = []
