@@ -233,7 +233,7 @@ def test_ctrl_c_while_it_is_read_ends_it(monkeypatch):
 
     stream = TextStream(generate, ExitStack())
     with monkeypatch.context() as patch:
-        patch.setattr(stream, "_said", Interrupted())
+        patch.setattr(stream, "_pieces", Interrupted())
         with pytest.raises(KeyboardInterrupt):
             next(stream)
     let_go.set()
