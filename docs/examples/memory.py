@@ -8,6 +8,7 @@ features and the memory of CUDA itself are not counted.
 """
 
 import sys
+from math import ceil
 
 from torch import nn
 
@@ -16,8 +17,6 @@ from finetune.methods.targets import named_targets
 from finetune.recipe import LoraSection, load_recipe
 
 DTYPE = {"float32": 4, "bfloat16": 2}  # bytes of a weight
-# 4bit: half a byte, a byte of scale for 64 weights, and 4 bytes for 256 of these scales. 8bit: a byte.
-QUANTIZED = {"4bit": 1 / 2 + 1 / 64 + 4 / (64 * 256), "8bit": 1}
 ADAMW = 4 * 4  # bytes of a trained value: itself, its gradient and two states, in float32
 
 
@@ -28,18 +27,15 @@ def main() -> None:
     family = family_of(path, revision=recipe.model.revision)
     model = family.skeleton(path, revision=recipe.model.revision)
     towers = family.towers(model)
+    inside = tuple(f"{tower}." for tower in towers["language"])
+    linears = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.startswith(inside)]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    packed = sum(
-        module.weight.numel()
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(tuple(f"{tower}." for tower in towers["language"]))
-    )
-    if recipe.model.quantization is None:
-        packed = 0
-    base = (parameters - packed) * DTYPE[recipe.model.dtype] + packed * QUANTIZED.get(
-        recipe.model.quantization or "", 0
-    )
-    print(f"base     {parameters:>13,} parameters  {base / 1e9:7.3f} GB")
+    size = parameters * DTYPE[recipe.model.dtype]
+    if recipe.model.quantization:
+        size += sum(
+            packed(m, recipe.model.quantization) - m.weight.numel() * DTYPE[recipe.model.dtype] for m in linears
+        )
+    print_line("base", parameters, size)
     for part in recipe.method:
         if isinstance(part, LoraSection):
             trained = 0
@@ -47,7 +43,21 @@ def main() -> None:
                 rank = part.towers.of(tower).r or part.r
                 modules = [model.get_submodule(name) for name in names]
                 trained += sum(rank * (module.in_features + module.out_features) for module in modules)
-            print(f"adapter  {trained:>13,} parameters  {trained * ADAMW / 1e9:7.3f} GB")
+            print_line("adapter", trained, trained * ADAMW)
+
+
+def packed(module: nn.Linear, quantization: str) -> float:
+    """Return the bytes of a quantized weight with its scales."""
+    number = module.weight.numel()
+    if quantization == "8bit":
+        return number + 4 * module.out_features  # a byte, and a scale for each row
+    scales = ceil(number / 64)  # a byte each, and 4 bytes for 256 of them
+    return number / 2 + scales + 4 * ceil(scales / 256)
+
+
+def print_line(what: str, parameters: int, size: float) -> None:
+    """Print the number of parameters and bytes."""
+    print(f"{what:<8} {parameters:>13,} parameters {size:>16,.0f} bytes {size / 1e9:7.3f} GB")
 
 
 if __name__ == "__main__":
