@@ -1,6 +1,7 @@
 """Connections that say nothing, or too slowly, or are too many; and what is left of them when the server stops."""
 
 import contextlib
+import http.client
 import os
 import re
 import resource
@@ -33,6 +34,14 @@ def ended(connection):
     return received
 
 
+def status_of(connection):
+    """Return the status of one answer, after all of its body has come."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    answer.read()
+    return answer.status
+
+
 HALF = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -61,14 +70,14 @@ def test_a_head_that_drips_in_gets_no_more_time(vlm):
 def test_an_idle_connection_outlives_the_pools_of_clients(vlm):
     with running(vlm, head_seconds=0.3) as server, connect(server.url) as idle, connect(server.url) as refused:
         asked, unknown = HALF + b"\r\n", b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
-        for connection, request, status in ((idle, asked, b"200"), (refused, unknown, b"404")):
+        for connection, request, status in ((idle, asked, 200), (refused, unknown, 404)):
             connection.sendall(request)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 " + status)
+            assert status_of(connection) == status
         refused.sendall(b"body")  # after its answer
         time.sleep(5.5)  # httpx, and so the client of OpenAI, uses a connection again for 5 s
         for connection in (idle, refused):
             connection.sendall(asked)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            assert status_of(connection) == 200
 
 
 def test_an_answer_takes_longer_than_a_head_may(loaded, stage):
