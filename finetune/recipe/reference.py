@@ -23,7 +23,7 @@ _HEAD = """# Recipe reference
 
 Made by `finetune schema --markdown docs/recipe.md` from the sections in `finetune/recipe/` and `finetune/tasks/`.
 
-A recipe is a YAML file that says everything a run does. This one is complete:
+A recipe is a YAML file that describes a whole run. This one is complete:
 
 ```yaml
 name: clothing
@@ -38,7 +38,8 @@ adapter: {publish: retail/clothing}
 - A key that is not marked **required** may be left out; it then has the default of its row.
 - An unknown key and a value of another type are refused before anything is loaded, with the file and the key.
 - `finetune train recipe.yaml train.epochs=5 method.r=4` sets keys on the command line. Values are YAML.
-- In a text of the type *path*, `${NAME}` stands for the environment variable `NAME`. It is refused in other texts.
+- In a text of the type *path*, `${NAME}` stands for the environment variable `NAME`. A prompt keeps it unchanged, and
+  any other text with it is refused.
 - `NAME` in a key stands for a name of your own, or for a tower.
 - An example shows the form of a value. It is no advice.
 - Editors complete and check a recipe by its first line:
