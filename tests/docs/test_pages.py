@@ -58,7 +58,7 @@ def test_readme_is_a_front_door():
     assert len(text.splitlines()) <= 150 and text.count("![") == 1
     with (ROOT / "pyproject.toml").open("rb") as file:
         extras = tomllib.load(file)["project"]["optional-dependencies"]
-    named = set(re.findall(r"pip install '(?:\.|finetune-vlm)\[([\w-]+)\]'", text))
+    named = set(re.findall(r"pip install (?:-e )?'(?:\.|finetune-vlm)\[([\w-]+)\]'", text))
     (others,) = re.findall(r"Other extras: (.*)\.", text)
     assert named | set(re.findall(r"`([\w-]+)`", others)) == extras.keys() - {"dev", "bench"}
 

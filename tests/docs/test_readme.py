@@ -7,6 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from finetune import demo
 from finetune.cli import main
 from finetune.pocket.medical import draw_phantom
 from finetune.pocket.retail import draw_product
@@ -56,7 +57,9 @@ def test_the_row_of_the_page_is_read_by_the_recipe(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_readme_runs(recipe, tmp_path, capsys):
+def test_readme_runs(recipe, tmp_path, capsys, monkeypatch):
+    fewer = "data.rows={train: 1200, val: 100, test: 200}"  # the whole demo runs in tests/runs/test_run.py
+    monkeypatch.setattr(demo, "load_recipe", lambda path, overrides=(): load_recipe(path, [*overrides, fewer]))
     Image.fromarray(draw_phantom(0, "test", 0).image).save("scan.png")
     Image.fromarray(draw_product(0, "test", 0).image).save("product.png")
     run_page(README)

@@ -1,0 +1,65 @@
+"""docs/benchmarks.md, docs/hardware.md and README: their numbers are those that benchmarks/measured/ keeps."""
+
+import json
+
+import pytest
+
+from tests.docs_code import DOCS, README, ROOT
+
+MEASURED = ROOT / "benchmarks" / "measured"
+
+
+def measured(name):
+    return json.loads((MEASURED / f"2026-11-{name}.json").read_text(encoding="utf-8"))
+
+
+def text(page):
+    return " ".join((DOCS / page).read_text(encoding="utf-8").split())
+
+
+def rows():
+    """Return the page, its words around a number, and the number that was measured."""
+    a, b = measured("23-cpu-a"), measured("22-cpu")
+    swap, writes = measured("23-cpu-swap-switching"), measured("23-cpu-registry-writes")
+    memory = b["details"]["models"]["b"]["contestants"]
+    page = "benchmarks.md"
+    return [
+        (page, "(a) without the feature store, trl | {:.1f} |", a["uncached_vs_trl"]),
+        (page, "(a) without the feature store, bare loop | {:.1f} |", a["uncached_vs_bare"]),
+        (page, "(b) with the feature store, trl, one tile an image | {:.1f} |", b["stored_vs_trl"]),
+        (page, "trl, four tiles and the whole image | {:.1f} |", b["stored_vs_trl_4_tiles"]),
+        (page, "the trainable part alone on ready tensors | {:.2f} |", b["stored_vs_floor"]),
+        (page, "with the time to fill the store, trl | {:.1f} |", b["three_epochs_vs_trl"]),
+        (page, "takes {:.2f} times as long as one such run", measured("23-cpu-sweep")["sweep_vs_one_run"]),
+        (page, "`set_adapter`, divided by that | {:.0f} |", swap["switch_vs_peft"]),
+        (page, "copying its file | {:.1f} |", swap["cold_vs_floor"]),
+        (page, "`load_adapter`, divided by that | {:.1f} |", swap["cold_vs_peft"]),
+        (page, "without a probe's receipt | {:.1f} s |", measured("23-cpu-swap")["cold_with_probe_ms"] / 1000),
+        (page, "one at a time, divided by one batch | {:.1f} |", measured("23-cpu-swap")["mixed_vs_separate"]),
+        (page, "answered {:.1f} times as many", measured("23-cpu-serving")["together_vs_one_by_one"]),
+        (page, "at most {} requests with the hint", measured("23-cpu-registry")["cold_resolve_requests_10000"]),
+        (page, "a durable publish takes {:.1f} ms", writes["publish_ms"]),
+        (page, "takes {:.2f} times as long as upon one", writes["publish_10000_vs_1"]),
+        (page, "publishes {:.0f} versions a second", writes["publishes_per_second_by_1"]),
+        ("hardware.md", "TRL 1.16 with PEFT | {:.2f} |", memory["trl"]["peak_bytes"] / 1e9),
+        ("hardware.md", "without the feature store | {:.2f} |", memory["ours"]["peak_bytes"] / 1e9),
+        ("hardware.md", "this package, with it | {:.2f} |", memory["stored"]["peak_bytes"] / 1e9),
+        (README, "takes {:.0f} times as long", swap["switch_vs_peft"]),
+        (README, "TRL 1.16 takes {:.1f} times as long", a["uncached_vs_trl"]),
+        (README, "{:.1f} times with it", b["stored_vs_trl"]),
+        (README, "verify one takes {:.1f} times", swap["cold_vs_floor"]),
+        (README, "publish takes {:.1f} ms", writes["publish_ms"]),
+        (README, "at most {} requests", measured("23-cpu-registry")["cold_resolve_requests_10000"]),
+    ]
+
+
+@pytest.mark.parametrize(("page", "words", "value"), rows())
+def test_numbers_are_measured(page, words, value):
+    assert words.format(value) in text(page)
+
+
+def test_switching_takes_what_was_measured():
+    swap = measured("23-cpu-swap-switching")
+    shown = [f"{swap[f'switch_ms_{count}']:.2f}".lstrip("0") for count in (1, 64)]
+    assert f"1 and 64 loaded | {shown[0]} and {shown[1]} ms |" in text("benchmarks.md")
+    assert f"{shown[0]} ms with 1 or 64" in text(README)
