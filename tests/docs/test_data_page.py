@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from finetune.data.other_fields import FIELD_KEYS
 from finetune.data.splits import read_split, tally
 from finetune.recipe import ColumnData, parse_recipe, read_value
 from finetune.tables import SOURCES
@@ -92,8 +93,7 @@ def test_the_tables_of_the_page_are_complete():
     assert set(sources) == SOURCES.keys()
     table = SECTIONS["Fields of other names"]
     keys = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))))
-    fields = {"image", "images", "question", "answer", "captions", "messages", "system", "question_type", "id"}
-    assert keys == fields and fields - {"question_type"} <= ColumnData.model_fields.keys()
+    assert keys == {*FIELD_KEYS}
 
 
 def test_what_the_page_says_of_images_holds():

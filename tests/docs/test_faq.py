@@ -76,7 +76,7 @@ def still_rising():
 
 
 GOOD = {"image": "1.png", "question": "What?", "answer": "red"}
-PLAN = {"num_rows": 1, "shuffled": False, "window": 1, "num_processes": 1, "total_steps": 1, "seed": 0}
+PLAN = {"num_rows": 1, "shuffled": False, "total_batch_size": 1, "num_processes": 1, "total_steps": 1, "seed": 0}
 GPU = Hardware(kind="cuda", num_devices=1, why="listed by nvidia-smi")
 CAUSES = {
     "train.epoch: unknown key": lambda: recipe(train={"epochs": 1, "epoch": 1}),
