@@ -38,7 +38,7 @@ def rows():
         (page, "one at a time, divided by one batch | {:.1f} |", measured("23-cpu-swap")["mixed_vs_separate"]),
         (page, "answered {:.1f} times as many", measured("23-cpu-serving")["together_vs_one_by_one"]),
         (page, "at most {} requests with the hint", measured("23-cpu-registry")["cold_resolve_requests_10000"]),
-        (page, "a durable publish takes {:.1f} ms", writes["publish_ms"]),
+        (page, "on two CPU cores, a durable publish takes {:.1f} ms", writes["publish_ms"]),
         (page, "takes {:.2f} times as long as upon one", writes["publish_10000_vs_1"]),
         (page, "publishes {:.0f} versions a second", writes["publishes_per_second_by_1"]),
         ("hardware.md", "TRL 1.16 with PEFT | {:.2f} |", memory["trl"]["peak_bytes"] / 1e9),
