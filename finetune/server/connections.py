@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 BACKLOG = 32  # connections that the system queues before the server accepts them
-# How long a connection may stay idle between two requests. Clients and proxies close theirs after 5 to 60 s. The server
-# must wait longer: a request that arrives while it closes the connection is lost.
+# How long a connection may stay idle between two requests. Many clients and proxies reuse theirs for 5 to 60 s. The
+# server must wait longer: a request that arrives while it closes the connection is lost.
 IDLE_SECONDS = 75
 SPARE_FILES = BACKLOG + 64  # descriptors that connections leave for images, adapters and the registry
 _SLICE = 16 * 1024  # bytes that are parsed at once
@@ -99,7 +99,14 @@ class _Protocol(H11Protocol):
             self._unread.clear()
             return
         data = bytes(self._unread[:_SLICE])
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except Exception as error:  # nothing else closes a connection whose later slice fails
+            self._unread.clear()
+            self.transport.abort()
+            if isinstance(error, h11.LocalProtocolError):  # uvicorn answers invalid bytes after a complete answer
+                return
+            raise
         del self._unread[:_SLICE]
         if self._unread:
             self.transport.pause_reading()
@@ -115,10 +122,17 @@ class _Protocol(H11Protocol):
         elif self._timer is None:
             self._wait()
 
+    def on_response_complete(self) -> None:
+        """Wait for the rest of a head that began before the answer was complete."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0] and self._timer is None:
+            self._wait()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Count the connection as closed."""
         self._wait_no_more()
         self._writes()
+        self._unset_keepalive_if_required()  # uvicorn does so only without an error
         if self._address is not None:
             self._shared.leave(self._address)
             self._address = None

@@ -1,12 +1,15 @@
 """Connections that say nothing, or too slowly, or are too many; and what is left of them when the server stops."""
 
+import asyncio
 import contextlib
+import gc
 import http.client
 import os
 import re
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -14,7 +17,7 @@ import time
 
 import pytest
 
-from finetune.server.connections import SPARE_FILES, QuietErrors, _free_files
+from finetune.server.connections import SPARE_FILES, QuietErrors, _free_files, _Protocol
 from tests.server.asking import many_scans
 from tests.server.serving import body, http_client, image_part, png, running, text_part, wait_for
 from tests.server.test_refusals import error_of
@@ -55,6 +58,44 @@ def test_a_head_that_does_not_come_ends_the_connection(vlm):
         with after_one:
             assert after_one.recv(65536).startswith(b"HTTP/1.1 200")
         assert server.get("/health").status_code == 200
+
+
+def test_a_half_head_behind_a_request_gets_no_more_time(vlm):
+    with running(vlm, head_seconds=0.3) as server, connect(server.url) as both:
+        both.sendall(HALF + b"\r\n" + HALF)  # in one segment
+        begun = time.monotonic()
+        assert ended(both).startswith(b"HTTP/1.1 200") and time.monotonic() - begun < 5
+
+
+def test_an_invalid_chunk_after_the_answer_ends_the_connection(vlm):
+    head = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with running(vlm, max_connections=1) as server:
+        with connect(server.url) as invalid:
+            invalid.sendall(head + b"4000\r\n" + b"x" * 0x4000 + b"\r\n" + b"zz\r\n" * 5000)
+            assert ended(invalid).startswith(b"HTTP/1.1 404")
+
+        def there_is_room():
+            with connect(server.url) as other:
+                other.sendall(HALF + b"Connection: close\r\n\r\n")
+                return ended(other).startswith(b"HTTP/1.1 200")
+
+        wait_for(there_is_room)
+
+
+def test_a_connection_that_was_reset_leaves_no_timer(vlm):
+    def closed_ones_with_a_timer():
+        timers = [one for one in gc.get_objects() if type(one) is asyncio.TimerHandle and not one.cancelled()]
+        owners = [getattr(timer._callback, "__self__", None) for timer in timers]
+        return [one for one in owners if isinstance(one, _Protocol) and one.transport.is_closing()]
+
+    with running(vlm) as server:
+        for _ in range(5):
+            with connect(server.url) as client:
+                client.sendall(HALF + b"\r\n")
+                assert status_of(client) == 200
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+        time.sleep(0.5)  # the server notices the resets
+        assert not closed_ones_with_a_timer()
 
 
 def test_a_head_that_drips_in_gets_no_more_time(vlm):
