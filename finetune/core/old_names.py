@@ -5,7 +5,7 @@ Each reader of recipes or saved files calls ``current_names`` with a table of pa
 
     data.kind                the key ``kind`` of the section ``data``
     data.sources.*.data.kind ``*`` is every key of a mapping
-    method.name=lora         the value ``lora`` of the key ``name``; a list stands for each of its items
+    method[].name=lora       the value ``lora`` of the key ``name``; ``[]`` allows a list of sections too
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ def _below(above: str, table: Mapping[str, str]) -> dict[str, str]:
     return {f"{above}.{path}": new for path, new in table.items()}
 
 
+# The sources of rows that had the earlier names. A plug-in's source may have keys of its own with these names.
+_SOURCES = ("hub", "jsonl", "parquet", "saved")
 METHODS = {"overrides": "full_modules"}
 # Path -> the present name of its last key, or of the value after ``=``.
 RECIPE = {
     "data.kind": "question_type",
     "data.sources.*.data.kind": "question_type",
-    **{f"method.name={old}": new for old, new in METHODS.items()},
+    **{f"method[].name={old}": new for old, new in METHODS.items()},
 }
 RUN = _below("recipe", RECIPE)  # the identity of a run in its checkpoints
-ADAPTER_CONFIG = {f"parts.method={old}": new for old, new in METHODS.items()}
+ADAPTER_CONFIG = {f"parts[].method={old}": new for old, new in METHODS.items()}
 SCORES = {"by_kind": "by_question_type"}
 METRICS = _below("*", SCORES)  # the scores of an adapter and its base
 MANIFEST = _below("training.recipe", RECIPE) | _below("adapter", ADAPTER_CONFIG) | _below("metrics", METRICS)
@@ -44,7 +46,6 @@ def current_names(
     *,
     source: str,
     error: type[FinetuneError],
-    declares: Callable[[Mapping[str, Any], str], bool] = lambda section, key: False,
 ) -> Any:
     """Return plain data with present names in the place of earlier ones; other data is unchanged.
 
@@ -53,7 +54,6 @@ def current_names(
         table: each path of an earlier name -> the present name.
         source: the path or name of the data, for errors.
         error: the class of the error.
-        declares: the function that returns whether a section has a key of its own with an earlier name.
 
     Raises:
         FinetuneError: a section has both names of one key; the error has the class ``error``.
@@ -63,7 +63,7 @@ def current_names(
         key, is_value, value = old.partition("=")
         if is_value:
             return section | {key: new} if section.get(key) == value else section
-        if key not in section or declares(section, key):
+        if key not in section or not had_earlier_names(section):
             return section
         if new in section:
             names = [plain(".".join((*place, name))) for name in (new, key)]
@@ -91,7 +91,9 @@ def earlier_names(data: Any, table: Mapping[str, str]) -> Any:
         key, is_value, value = old.partition("=")
         if is_value:
             return section | {key: value} if section.get(key) == new else section
-        return section if key in section else {key if name == new else name: part for name, part in section.items()}
+        if key in section or not had_earlier_names(section):
+            return section
+        return {key if name == new else name: part for name, part in section.items()}
 
     for path, new in table.items():
         *above, old = path.split(".")
@@ -101,22 +103,44 @@ def earlier_names(data: Any, table: Mapping[str, str]) -> Any:
 
 def current_key(key: str, table: Mapping[str, str]) -> str:
     """Return the present name of a dotted key; any other key is unchanged."""
-    parts = key.split(".")
+    return next((new for old, new in _pairs(key, table) if old == key), key)
+
+
+def other_names(key: str, table: Mapping[str, str]) -> list[str]:
+    """Return the last parts of the other names, earlier and present, of a dotted key."""
+    return [name.rpartition(".")[2] for pair in _pairs(key, table) for name in pair if key in pair and name != key]
+
+
+def had_earlier_names(section: Mapping[str, Any]) -> bool:
+    """Return whether a section is of a kind whose keys had earlier names: of no source, or of one of this package."""
+    return section.get("source", _SOURCES[0]) in _SOURCES
+
+
+def _pairs(key: str, table: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the earlier and the present name of each renamed key that stands beside a dotted key."""
+    *above, _ = key.split(".")
+    pairs = []
     for path, new in table.items():
-        names = path.split(".")
-        if len(names) == len(parts) and all(name in ("*", part) for name, part in zip(names, parts, strict=True)):
-            return ".".join((*parts[:-1], new))
-    return key
+        *names, old = path.split(".")
+        if "=" not in old and len(names) == len(above):
+            if all(name in ("*", part) for name, part in zip(names, above, strict=True)):
+                pairs.append((".".join((*above, old)), ".".join((*above, new))))
+    return pairs
 
 
 def _at(data: Any, keys: Sequence[str], change: Callable[..., Any], place: tuple[str, ...] = ()) -> Any:
     """Return plain data with ``change`` applied to each mapping below ``keys``."""
-    if isinstance(data, list):
-        return [_at(part, keys, change, place) for part in data]
     if not isinstance(data, dict):
         return data
     if not keys:
         return change(data, place)
     key, *rest = keys
-    names = list(data) if key == "*" else [key] if key in data else []
-    return data | {name: _at(data[name], rest, change, (*place, str(name))) for name in names}
+    key, many = key.removesuffix("[]"), key.endswith("[]")
+    out = dict(data)
+    for name in list(data) if key == "*" else [key] if key in data else []:
+        value, inner = data[name], (*place, str(name))
+        if many and isinstance(value, list):
+            out[name] = [_at(part, rest, change, inner) for part in value]
+        else:
+            out[name] = _at(value, rest, change, inner)
+    return out

@@ -1,13 +1,13 @@
 """Reading a recipe: strict YAML, overrides, environment variables, and one error that names file and key."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
-from finetune.core.old_names import RECIPE, current_key, current_names
+from finetune.core.old_names import RECIPE, current_names, had_earlier_names, other_names
 from finetune.errors import RecipeError, brief
 from finetune.lookup import did_you_mean
 from finetune.plugins import config_of, is_known, names, require_known
@@ -42,7 +42,6 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(raw, dict):
         keys = ", ".join(Recipe.model_fields)
         raise RecipeError(f"{path}: a recipe must be a mapping with the keys {keys}, got {brief(raw)}")
-    raw = _current(raw, str(path))
     for override in overrides:
         _apply_override(raw, override)
     return parse_recipe(raw, source=str(path))
@@ -58,7 +57,7 @@ def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
     Raises:
         RecipeError: the recipe cannot be used; the message names the source, the key and the allowed values.
     """
-    raw = _current(raw, source)
+    raw = current_names(raw, RECIPE, source=source, error=RecipeError)
     variables: set[str] = set()  # the texts that hold the value of an environment variable
     for section, group in (("method", "methods"), ("task", "tasks"), ("objective", "objectives")):
         parts = raw.get(section)
@@ -84,20 +83,6 @@ def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
             require_known("metrics", name, what="metric (task.metrics)", error=RecipeError)
     refuse_incompatible(recipe, source=source)
     return recipe.holding(frozenset(variables)) if variables else recipe
-
-
-def _current(raw: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return a recipe with the present names of its keys."""
-    found: dict[str, Any] = current_names(raw, RECIPE, source=source, error=RecipeError, declares=_declares)
-    return found
-
-
-def _declares(section: Mapping[str, Any], key: str) -> bool:
-    """Return whether a section is of a source, as of a plug-in, that has a key of this name."""
-    name = section.get("source")
-    if not isinstance(name, str) or not is_known("sources", name):
-        return False
-    return key in config_of("sources", name, what="data.source", error=RecipeError).model_fields
 
 
 @contextmanager
@@ -185,8 +170,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
                 f"override {override!r}: {section} must be a section, got {brief(place)}. Set all of it, as in "
                 f"{section}={{...}}."
             )
-    if not _declares(place, parts[-1]):
-        parts = current_key(key, RECIPE).split(".")
+    if had_earlier_names(place):
+        for name in other_names(key, RECIPE):
+            place.pop(name, None)
     place[parts[-1]] = value
 
 

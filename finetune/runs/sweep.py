@@ -82,10 +82,11 @@ def plan(config: str | Path, words: Sequence[str]) -> list[Run]:
     values: dict[str, list[Any]] = {}
     for word in words:
         key, found = _read_word(word)
-        if current_key(key, RECIPE) in {current_key(each, RECIPE) for each in values}:
+        if again := next((each for each in values if current_key(each, RECIPE) == current_key(key, RECIPE)), None):
+            how = "" if again == key else " under its other name"
             raise RecipeError(
-                f"a key must be unique, but {key!r} is given twice, again by {word!r}. "
-                f"Put all its values in one word: {key}=a,b,c"
+                f"a key must be unique, but {again!r} is given twice, again{how} by {word!r}. "
+                f"Put all its values in one word: {again}=a,b,c"
             )
         values[key] = found
     fixed = [f"{key}={_json(found[0])}" for key, found in values.items() if len(found) == 1]

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 
-from finetune.core.old_names import RECIPE, current_key, current_names, earlier_names
+from finetune.core.old_names import METRICS, RECIPE, RUN, current_key, current_names, earlier_names, other_names
 from finetune.errors import DataError
 
-TABLE = {"a.old": "new", "many.*.old": "new", "list.old": "new", "list.name=before": "after", "top": "above"}
+TABLE = {"a.old": "new", "many.*.old": "new", "list[].old": "new", "list[].name=before": "after", "top": "above"}
 
 
 def renamed(data):
@@ -30,6 +30,11 @@ def renamed(data):
         ({"list": {"name": ["before"]}}, {"list": {"name": ["before"]}}),
         ({"top": 1}, {"above": 1}),
         ({"a": "old", "many": None, "list": 5}, {"a": "old", "many": None, "list": 5}),
+        ({"list": [[{"old": 1}]]}, {"list": [[{"old": 1}]]}),
+        ({"a": [{"old": 1}]}, {"a": [{"old": 1}]}),
+        ({"a": {"source": "own", "old": 1}}, {"a": {"source": "own", "old": 1}}),
+        ({"a": {"source": "own", "old": 1, "new": 2}}, {"a": {"source": "own", "old": 1, "new": 2}}),
+        ({"a": {"source": "jsonl", "old": 1}}, {"a": {"source": "jsonl", "new": 1}}),
         ({1: 2}, {1: 2}),
         (None, None),
         ("old", "old"),
@@ -83,6 +88,26 @@ def test_a_digest_sees_the_earlier_names(data):
 )
 def test_a_dotted_key_gets_the_present_name(key, expected):
     assert current_key(key, TABLE) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "others"),
+    [("a.old", ["new"]), ("a.new", ["old"]), ("many.x.new", ["old"]), ("many.new", []), ("top", ["above"]), ("x", [])],
+)
+def test_a_dotted_key_has_other_names(key, others):
+    assert other_names(key, TABLE) == others
+
+
+@pytest.mark.parametrize("table", [RECIPE, RUN, METRICS])
+def test_a_value_that_holds_itself_or_is_deep_is_read(table):
+    itself: list = []
+    itself.append(itself)
+    for value in (itself, {"data": itself, "method": itself, "recipe": itself}):
+        current_names(value, table, source="file", error=DataError)
+    shared: list = ["x"]
+    for _ in range(60):
+        shared = [shared, shared]
+    current_names({"data": shared, "method": shared}, table, source="file", error=DataError)
 
 
 def test_the_present_names_of_a_recipe_are_none_of_the_earlier_ones():

@@ -1,4 +1,4 @@
-"""Overrides: whole parameters per adapter, the base's own never written; parts of one adapter live together."""
+"""Full modules: whole parameters per adapter, the base's own never written; parts of one adapter live together."""
 
 import pytest
 import torch

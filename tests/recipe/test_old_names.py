@@ -74,6 +74,17 @@ def test_an_override_of_the_whole_section(write):
     assert load_recipe(write("kind"), ["data={source: jsonl, root: x, kind: place}"]).data.question_type == "place"
 
 
+def test_an_override_after_one_of_the_whole_section(write):
+    whole = "data={source: jsonl, root: x, kind: place}"
+    assert load_recipe(write("kind"), [whole, "data.kind=tumor"]).data.question_type == "tumor"
+
+
+@pytest.mark.parametrize("overrides", [["data.kind=flat", "data={source: own, kind: flat}"], ["data.source=own"]])
+def test_an_override_of_the_source(write, own_source, overrides):
+    text = RECIPE.replace("root: here, KEY: tumor", "kind: flat")
+    assert load_recipe(write("", text), overrides).data.kind == "flat"
+
+
 def test_both_names_are_one_clear_error(write):
     path = write("question_type: place, kind")
     with pytest.raises(RecipeError) as caught:
@@ -92,5 +103,5 @@ def test_a_key_of_a_plug_in_keeps_its_name(write, own_source):
 def test_a_source_without_question_types_refuses_the_key():
     raw = {"name": "a", "domain": "b", "model": {"name_or_path": "pocket"}, "method": {"name": "lora"}}
     raw |= {"data": {"source": "procedural", "name": "medical", "kind": "x"}, "train": {"epochs": 1}}
-    with pytest.raises(RecipeError, match="^here: data.question_type: unknown key. Allowed here: source"):
+    with pytest.raises(RecipeError, match="^here: data.kind: unknown key. Allowed here: source"):
         parse_recipe(raw, source="here")

@@ -142,7 +142,9 @@ def test_an_earlier_key_is_the_present_one(config):
     del counted["name"], counted["train"]["output_dir"]
     counted["data"]["kind"] = counted["data"].pop("question_type")
     assert runs[0].digest == sha256_hex(canonical_json(counted)), "a sweep of an earlier release goes on"
-    with pytest.raises(RecipeError, match="given once, but 'data.kind=b' gives data.kind again"):
+    with pytest.raises(
+        RecipeError, match="'data.question_type' is given twice, again under its other name by 'data.kind=b'"
+    ):
         plan(config, [rows, "data.question_type=a", "data.kind=b"])
 
 

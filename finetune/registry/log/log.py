@@ -1,7 +1,7 @@
 """The log of one adapter: entries numbered from 1 without gaps, each created once and never changed.
 
 A change takes effect when entry n+1 is created. The creation fails when another writer was first, so two writers
-never both succeed.
+never create the same entry.
 """
 
 import contextlib

@@ -21,7 +21,7 @@ from finetune.adapters.manifest import (
     sha256_hex,
     strict_json,
 )
-from finetune.errors import ConflictError, IntegrityError, NotFoundError, StoreError
+from finetune.errors import ConflictError, IntegrityError, NotFoundError, StoreError, brief
 from finetune.registry.log.commits import first_problem
 from finetune.registry.log.versions import Version
 from finetune.registry.registry import AdapterRegistry
@@ -196,10 +196,10 @@ def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
         )
     titles = [layer.annotations.get(TITLE, "") for layer in artifact.layers]
     if twice := [title for title in titles if titles.count(title) > 1]:
-        raise IntegrityError(f"{source}: the title of a layer must be unique, but {twice[0]!r} is given twice")
+        raise IntegrityError(f"{source}: the title of a layer must be unique, but {brief(twice[0])} is given twice")
     files = {title: layer.entry for title, layer in zip(titles, artifact.layers, strict=True)}
     if bad := [title for title in files if not is_key(title) or "/" in title]:
-        raise IntegrityError(f"{source}: the title of a layer must be the name of a file, got {bad[0]!r}")
+        raise IntegrityError(f"{source}: the title of a layer must be the name of a file, got {brief(bad[0])}")
     return config, files
 
 
