@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from finetune.core.example import Example
     from finetune.evaluation.evaluate import Evaluation
     from finetune.evaluation.predict import Predictor
+    from finetune.evaluation.scores import Scores
     from finetune.interfaces import LossSum
     from finetune.recipe import TrainSection
     from finetune.training.log import RunLog
@@ -169,6 +170,25 @@ def warnings_of(
         key = "train.epochs" if options.epochs is not None else "train.max_steps"
         found.append(f"{better}. To continue from here, run the recipe with a larger {key} and train.resume=extend")
     return found
+
+
+def worse_than_base(base: Scores, adapter: Scores) -> list[str]:
+    """Return a warning if the adapter has a worse first score than the base alone, else nothing.
+
+    Args:
+        base: the scores of the base alone on the test rows.
+        adapter: the scores of the adapter on the same rows.
+    """
+    key = next(iter(adapter.values), "")
+    before, after = base.values.get(key), adapter.values.get(key)
+    if before is None or after is None or before.value == after.value:
+        return []
+    if (after.value > before.value) == after.higher_is_better:
+        return []
+    return [
+        f"the adapter is worse than the base alone on the test rows: {words(key)} {after.value:.3f}, the base "
+        f"{before.value:.3f}. Compare both in samples.html before you use this adapter"
+    ]
 
 
 def _still_better(state: TrainState, total_steps: int, *, higher_is_better: bool) -> str | None:

@@ -10,7 +10,7 @@ from finetune.adapters.reference import AdapterRef
 from finetune.assemble.batches import Batches
 from finetune.assemble.loading import check_method
 from finetune.evaluation.split import evaluate_run
-from finetune.evaluation.validation import base_alone, warnings_of
+from finetune.evaluation.validation import base_alone, warnings_of, worse_than_base
 from finetune.metrics.building import metrics_of
 from finetune.metrics.names import BASE
 from finetune.preflight import check_recipe
@@ -89,6 +89,8 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
         base=alone,
         higher_is_better=first.higher_is_better,
     )
+    if evaluations.keys() >= {ADAPTER, BASE}:
+        notes += worse_than_base(evaluations[BASE].scores, evaluations[ADAPTER].scores)
     for note in notes:
         log.info(f"warning: {note}.")
     return finish(run, fitted, evaluations, first, notes)

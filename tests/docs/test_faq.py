@@ -10,7 +10,8 @@ from finetune.cli import main
 from finetune.core.extras import LIBRARIES, require_extra
 from finetune.data.splits import read_split, tally
 from finetune.errors import FinetuneError
-from finetune.evaluation.validation import warnings_of
+from finetune.evaluation.scores import Scores, Value
+from finetune.evaluation.validation import warnings_of, worse_than_base
 from finetune.launch.hardware import Hardware
 from finetune.launch.launcher import num_processes
 from finetune.preflight import check_recipe
@@ -35,7 +36,7 @@ WALKED = {  # caused by tests/docs/test_walk.py, after a run
 }
 
 
-def said_in(quoted, message):
+def is_quoted(quoted, message):
     """Return whether a message holds the quoted text, whose dots stand for anything."""
     return all(part in message for part in quoted.split(" ... "))
 
@@ -68,6 +69,18 @@ def other_files():
     refuse_taken(recipe())
 
 
+def worse():
+    base, adapter = (
+        Scores(
+            values={"exact_match": Value(value=value, interval=None, n=8, unit=None, higher_is_better=True)},
+            baselines={}, by_question_type={}, n=8, truncated=0,
+        )
+        for value in (1.0, 0.5)
+    )  # fmt: skip
+    (note,) = worse_than_base(base, adapter)
+    raise FinetuneError(note)
+
+
 def still_rising():
     state = TrainState(batch_size=1)
     state.step, state.best_step, state.validations = 2, 2, [(1, 0.5, 1.0), (2, 0.6, 0.9)]
@@ -98,6 +111,7 @@ CAUSES = {
     "out of memory": lambda: halved(Plan(batch_size=1, **PLAN), 1),
     "train.trackers": lambda: check_trackers(["trackio"]),
     "NPROC must be": lambda: num_processes(GPU, 2),
+    "the adapter is worse": worse,
     "the validation score": still_rising,
     "needs obstore": lambda: require_extra("object-store", what="s3://bucket"),
 }
@@ -124,7 +138,7 @@ def test_the_product_writes_the_message(start):
     with pytest.raises(FinetuneError) as caught:
         CAUSES[start]()
     message = str(caught.value).replace("obstore_that_is_not_there", "obstore")
-    assert said_in(quoted, message), message
+    assert is_quoted(quoted, message), message
 
 
 def test_a_command_prints_one_line_and_ends_with_2(capsys):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from finetune.cli import main
 from finetune.plugins import unregister
-from tests.docs.test_faq import QUOTED, WALKED, said_in
+from tests.docs.test_faq import QUOTED, WALKED, is_quoted
 from tests.docs_code import run_page, sections
 
 pytestmark = [
@@ -124,5 +124,5 @@ def test_errors_after_a_run(work, capsys, tiny_idefics3):
         assert main(words) in (1, 2)
         messages.append("".join(capsys.readouterr()))
     for quoted in WALKED & {*QUOTED}:
-        assert any(said_in(quoted, message) for message in messages), (quoted, messages)
+        assert any(is_quoted(quoted, message) for message in messages), (quoted, messages)
     assert WALKED <= {*QUOTED}

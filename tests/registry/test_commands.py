@@ -93,7 +93,7 @@ def test_yank_and_its_undoing(finetune, make_adapter, tmp_path):
         0,
         "yanked medical/brain-mri@2: wrong rows\n"
         "prod points to it and cannot be resolved until you move it: "
-        "finetune registry rollback medical/brain-mri prod\n",
+        "finetune registry alias medical/brain-mri prod VERSION\n",
     )
     assert finetune("list")[1].splitlines()[1].startswith("medical/brain-mri@1  latest")
     header, first, second = finetune("list", "--all")[1].splitlines()

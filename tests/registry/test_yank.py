@@ -45,7 +45,7 @@ def test_latest_falls_to_the_newest_that_is_not_yanked(three):
 
 def test_an_alias_at_a_yanked_version_is_an_error(three):
     three.yank(f"{NAME}@2", reason="wrong rows")
-    message = "@prod points to version 2, which is yanked: wrong rows. Move the alias .*rollback medical/brain-mri prod"
+    message = "@prod points to version 2, which is yanked: wrong rows. Move the alias .* medical/brain-mri prod VERSION"
     for call in (three.resolve, three.pull):
         with pytest.raises(YankedError, match=message):
             call(f"{NAME}@prod")

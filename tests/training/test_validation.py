@@ -13,7 +13,8 @@ from finetune.assemble.loading import base_of
 from finetune.assemble.rows import examples_of
 from finetune.errors import TrainingError
 from finetune.evaluation.predict import Predictor
-from finetune.evaluation.validation import BaseAlone, Validator, warnings_of
+from finetune.evaluation.scores import Scores, Value
+from finetune.evaluation.validation import BaseAlone, Validator, warnings_of, worse_than_base
 from finetune.metrics.exact_match import ExactMatch
 from finetune.objectives.weighted import Weighted
 from finetune.runs.train import train
@@ -186,6 +187,22 @@ def ended(*validations, best, step=None):
 def test_what_should_be_known(make_recipe, state, base, expected):
     options = make_recipe("no-base").train
     assert warnings_of(state, options, total_steps=10, base=base) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "higher_is_better", "warned"),
+    [(1.0, 0.875, True, True), (0.5, 0.5, True, False), (0.5, 0.6, True, False), (1.0, 2.0, False, True),
+     (2.0, 1.0, False, False), (None, 1.0, True, False)],
+)  # fmt: skip
+def test_an_adapter_that_is_worse_than_the_base(before, after, higher_is_better, warned):
+    def scores(value):
+        one = Value(value=value, interval=None, n=8, unit=None, higher_is_better=higher_is_better)
+        return Scores(values={"exact_match": one}, baselines={}, by_question_type={}, n=8, truncated=0)
+
+    base = Scores(values={}, baselines={}, by_question_type={}, n=8, truncated=0) if before is None else scores(before)
+    message = f"the adapter is worse than the base alone on the test rows: exact match {after:.3f}, the base "
+    found = worse_than_base(base, scores(after))
+    assert len(found) == warned and all(text.startswith(message) for text in found)
 
 
 def test_an_error_that_still_falls_gets_a_warning_and_a_perfect_one_does_not(make_recipe):

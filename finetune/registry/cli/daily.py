@@ -157,7 +157,7 @@ def _yank(registry: AdapterRegistry, args: argparse.Namespace) -> int:
         else:
             lines.append(
                 f"{alias} points to it and cannot be resolved until you move it: "
-                f"finetune registry rollback {version.full_name} {alias}"
+                f"finetune registry alias {version.full_name} {alias} VERSION"
             )
     return answer(args, version_json(version), "\n".join(map(safe_line, lines)))
 

@@ -97,8 +97,8 @@ def _why_not(ref: AdapterRef, version: int, reason: str) -> str:
             "Publish another version."
         )
     return (
-        f"{ref} points to version {version}, which is yanked: {reason}. Move the alias (`finetune registry rollback "
-        f"{ref.full_name} {ref.alias}`), or give the number of a version."
+        f"{ref} points to version {version}, which is yanked: {reason}. Move the alias (`finetune registry alias "
+        f"{ref.full_name} {ref.alias} VERSION`), or give the number of a version."
     )
 
 
