@@ -177,7 +177,7 @@ def _opened(
         ) from None
     except Exception as error:  # PIL's readers raise almost any exception on damaged bytes
         what = str(error) or type(error).__name__
-        raise RowError(f"{name}: not a readable image: {what}", reason="unreadable image") from None
+        raise RowError(f"{name}: not a readable image: {what}. Replace the file.", reason="unreadable image") from None
 
 
 def as_source(image: Any) -> ImageSource:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.core.outside_text import safe_line
 from finetune.errors import RecipeError
+from finetune.lookup import did_you_mean
 from finetune.model_types import architecture_of
 from finetune.recipe import ColumnData, ModelSection, parse_recipe, task_of
 from finetune.recipe.compatibility import known_model_type
@@ -32,7 +33,7 @@ def with_rows(recipe: Recipe, file: Path) -> Recipe:
         file: a file of JSON Lines or Parquet; paths of images are relative to its folder.
 
     Raises:
-        RecipeError: the file has another format, or the recipe mixes several sources.
+        RecipeError: the file does not exist or has another format, or the recipe mixes several sources.
     """
     return _recipe(recipe.model_dump(mode="json"), file)
 
@@ -71,6 +72,11 @@ def _recipe(raw: dict[str, Any], file: Path) -> Recipe:
         raise RecipeError(
             f"--data {file}: the name of the file must end in one of {allowed}, got {file.suffix or 'no ending'}. "
             "Convert the file first."
+        )
+    if not file.is_file():
+        beside = [one.name for one in file.parent.glob(f"*{file.suffix}") if did_you_mean(file.stem, [one.stem])]
+        raise RecipeError(
+            f"--data {file}: the file must exist, and does not.{did_you_mean(file.name, beside)} Check the path."
         )
     data = raw.get("data", {})
     if data.get("source") == "mix":

@@ -88,7 +88,7 @@ def test_how_do_i(work, capsys):
     }
     assert {name: len(set(of)) for name, of in splits.items()} == {"train": 16, "val": 2, "test": 2}
     assert sum(map(len, splits.values())) == len(scans)
-    with Image.open(work / "scans" / "img" / "1.png") as image:
+    with Image.open(work / "scans" / "img-small" / "1.png") as image:
         assert image.size == (448, 299)
     manifest = json.loads((work / "runs/mine-again/adapter/manifest.json").read_text())
     assert manifest["parents"][0].startswith("retail/mine@sha256:")

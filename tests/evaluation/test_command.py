@@ -68,11 +68,16 @@ def test_recipes_new_rows_and_every_row(run, rows_folder, tmp_path, capsys, monk
         (["base", "--data", "x.csv", "--base", "pocket"], "x.csv: the name of the file must end in one of .jsonl"),
         (["base", "--on", "a.yaml", "--base", "pocket"], "--base cannot be used with --on"),
         (["base", "--data", "x.jsonl", "--set", "seed=1"], "--set needs a CONFIG to change, got none"),
-        (["base", "--data", "no.jsonl", "--base", "pocket"], "no.jsonl"),
+        (
+            ["base", "--data", "no.jsonl", "--base", "pocket"],
+            "--data no.jsonl: the file must exist, and does not. Check",
+        ),
+        (["base", "--data", "tset.jsonl", "--base", "pocket"], "and does not. Did you mean 'test.jsonl'?"),
         (["no/adapter", "--data", "x.jsonl"], "no adapter 'no/adapter'"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "test.jsonl").touch()
     assert main(["evaluate", *words]) == 2
     assert message in capsys.readouterr().err
