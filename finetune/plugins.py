@@ -11,6 +11,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
 from typing import TYPE_CHECKING, Any
 
+from finetune.core import old_names
 from finetune.errors import PluginError
 from finetune.lookup import did_you_mean, import_string
 from finetune.tables import EXPORT_TARGETS, FAMILIES, METHODS, METRICS, OBJECTIVES, SOURCES, TASKS, Entry, FamilyEntry
@@ -60,7 +61,7 @@ def register(group: str, name: str, target: Any) -> None:
         PluginError: there is no such group, or the name is taken.
     """
     _require_group(group)
-    if name in _TABLES[group] or name in _entry_points(group):
+    if _is_own(group, name) or name in _entry_points(group):
         raise PluginError(
             f"register({group!r}, {name!r}, ...): the name must be new, but {_owner(group, name)} has it. "
             "Choose another."
@@ -189,10 +190,15 @@ def _provider_of_module(module: str) -> Provider:
 
 
 def _owner(group: str, name: str) -> str:
-    found = provider(group, name)
+    found = None if _is_own(group, name) else provider(group, name)
     if found is None:
         return "finetune itself"
     return f"the package {found.package}" if found.package else "a script"
+
+
+def _is_own(group: str, name: str) -> bool:
+    """Return whether finetune itself has a name, or had it in files that are still read."""
+    return name in _TABLES[group] or (group == "methods" and name in old_names.METHODS)
 
 
 @cache
@@ -205,7 +211,7 @@ def _entry_points(group: str) -> Mapping[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=f"finetune.{group}"):
         package = point.dist.name if point.dist else point.value
-        if point.name in _TABLES[group]:
+        if _is_own(group, point.name):
             raise PluginError(
                 f"a plug-in's name must be new, but the package {package} gives finetune.{group} the name "
                 f"{point.name!r}, which finetune itself has. Uninstall {package}, or install a version with another "

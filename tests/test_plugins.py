@@ -79,6 +79,8 @@ def test_the_same_again_changes_nothing_and_another_is_refused(registered):
         plugins.register("tasks", "count", VqaTask)
     with pytest.raises(PluginError, match="the name must be new, but finetune itself has it"):
         plugins.register("tasks", "vqa", Count)
+    with pytest.raises(PluginError, match="the name must be new, but finetune itself has it"):
+        plugins.register("methods", "overrides", Count)  # saved adapters have the name
     with pytest.raises(PluginError, match="unknown group of plug-ins 'task'. Did you mean 'tasks'"):
         plugins.register("task", "count", Count)
 
