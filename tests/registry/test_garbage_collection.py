@@ -166,7 +166,7 @@ def test_nothing_goes_when_it_cannot_be_known_what_is_needed(littered, make_adap
         collect(littered, delete=True)
     assert _keys(littered) == before
     if damage != "newer":
-        assert "needs, so nothing was deleted: " in str(caught.value) and "registry verify" in str(caught.value)
+        assert "are not known, so nothing was deleted: " in str(caught.value) and "registry verify" in str(caught.value)
 
 
 @pytest.mark.parametrize("off", [-365, 365])
