@@ -21,6 +21,7 @@ from finetune.training.memory import halved
 from finetune.training.plan import Plan
 from finetune.training.state import TrainState
 from finetune.training.trackers import check_trackers
+from tests.docs.test_pages import WHOLE
 from tests.docs_code import DOCS
 
 PAGE = (DOCS / "faq.md").read_text(encoding="utf-8")
@@ -42,15 +43,7 @@ def is_quoted(quoted, message):
 
 
 def recipe(**sections):
-    raw = {
-        "name": "page",
-        "domain": "docs",
-        "model": {"name_or_path": "pocket"},
-        "method": {"name": "lora"},
-        "data": {"source": "jsonl", "root": "rows"},
-        "train": {"epochs": 1},
-    }
-    return parse_recipe(raw | sections, source="page.yaml")
+    return parse_recipe(WHOLE | {"model": {"name_or_path": "pocket"}} | sections, source="page.yaml")
 
 
 def read(*rows, **data):
