@@ -10,6 +10,7 @@ Each reader of recipes or saved files calls ``current_names`` with a table of pa
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import plain
@@ -59,24 +60,13 @@ def current_names(
         FinetuneError: a section has both names of one key; the error has the class ``error``.
     """
 
-    def rename(section: dict[str, Any], old: str, new: str, place: Sequence[str]) -> dict[str, Any]:
-        key, is_value, value = old.partition("=")
-        if is_value:
-            return section | {key: new} if section.get(key) == value else section
-        if key not in section or not had_earlier_names(section):
-            return section
-        if new in section:
-            names = [plain(".".join((*place, name))) for name in (new, key)]
-            raise error(
-                f"{source}: {names[0]} must be given once, but its earlier name {names[1]} is given too. Remove "
-                f"{names[1]}."
-            )
-        return {new if name == key else name: part for name, part in section.items()}
+    def refuse(place: Sequence[str], old: str, new: str) -> None:
+        names = [plain(".".join((*place, name))) for name in (new, old)]
+        raise error(
+            f"{source}: {names[0]} must be given once, but its earlier name {names[1]} is given too. Remove {names[1]}."
+        )
 
-    for path, new in table.items():
-        *above, old = path.split(".")
-        data = _at(data, above, lambda section, place, old=old, new=new: rename(section, old, new, place))
-    return data
+    return _renamed(data, table, lambda old, new: (old, new), refuse)
 
 
 def earlier_names(data: Any, table: Mapping[str, str]) -> Any:
@@ -86,19 +76,7 @@ def earlier_names(data: Any, table: Mapping[str, str]) -> Any:
         data: the plain data; this function does not change it.
         table: each path of an earlier name -> the present name.
     """
-
-    def rename(section: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-        key, is_value, value = old.partition("=")
-        if is_value:
-            return section | {key: value} if section.get(key) == new else section
-        if key in section or not had_earlier_names(section):
-            return section
-        return {key if name == new else name: part for name, part in section.items()}
-
-    for path, new in table.items():
-        *above, old = path.split(".")
-        data = _at(data, above, lambda section, _, old=old, new=new: rename(section, old, new))
-    return data
+    return _renamed(data, table, lambda old, new: (new, old), lambda *_: None)
 
 
 def current_key(key: str, table: Mapping[str, str]) -> str:
@@ -126,6 +104,47 @@ def _pairs(key: str, table: Mapping[str, str]) -> list[tuple[str, str]]:
             if all(name in ("*", part) for name, part in zip(names, above, strict=True)):
                 pairs.append((".".join((*above, old)), ".".join((*above, new))))
     return pairs
+
+
+def _renamed(
+    data: Any,
+    table: Mapping[str, str],
+    direction: Callable[[str, str], tuple[str, str]],
+    both: Callable[[Sequence[str], str, str], None],
+) -> Any:
+    """Return plain data renamed by a table.
+
+    Args:
+        data: the plain data; this function does not change it.
+        table: each path of an earlier name -> the present name.
+        direction: the function that returns (name before, name after) of (earlier name, present name).
+        both: called with the place and both names of a key where a section has both; the section stays unchanged.
+    """
+    for path, new in table.items():
+        *above, last = path.split(".")
+        key, is_value, value = last.partition("=")
+        before, after = direction(value if is_value else key, new)
+        data = _at(data, above, partial(_rename, key if is_value else None, before, after, both))
+    return data
+
+
+def _rename(
+    key: str | None,
+    before: str,
+    after: str,
+    both: Callable[[Sequence[str], str, str], None],
+    section: dict[str, Any],
+    place: Sequence[str],
+) -> dict[str, Any]:
+    """Return a section with its key ``before`` renamed, or the value ``before`` of its key ``key``."""
+    if key is not None:
+        return section | {key: after} if section.get(key) == before else section
+    if before not in section or not had_earlier_names(section):
+        return section
+    if after in section:
+        both(place, before, after)
+        return section
+    return {after if name == before else name: part for name, part in section.items()}
 
 
 def _at(data: Any, keys: Sequence[str], change: Callable[..., Any], place: tuple[str, ...] = ()) -> Any:
