@@ -50,7 +50,7 @@ def ours(job: Job, gate: Gate, *, store: bool) -> None:
     base = base_of(recipe, device=str(accelerator.device))
     rows = training_rows(recipe, base=base)
     started = time.perf_counter()
-    collator = collator_of_run(recipe, base, rows, [], accelerator, print)
+    collator = collator_of_run(recipe, base, rows, [], [], accelerator, print)
     fill_seconds = time.perf_counter() - started if store else 0.0
     if (collator is not base.collator) != store:
         wanted, got = ("on", "off") if store else ("off", "on")

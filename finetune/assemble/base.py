@@ -63,7 +63,7 @@ class Base:
         """Each tower -> the paths of its modules."""
         return self.family.towers(self.model)
 
-    @property
+    @cached_property
     def host(self) -> Host:
         """The base as a method sees it."""
         inputs = self.probe_batch(PROBE_SEED).inputs

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from finetune.core.hollow import mapped as moved
 from finetune.errors import MethodError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Batch:
     collator and the objectives of another task choose its form, with B first.
     """
 
-    inputs: dict[str, Any]  # tensors; ``mm_encoder_outputs`` holds some
+    inputs: dict[str, Any]  # tensors; ``STORED_OUTPUTS`` holds some
     examples: list[Example]
     labels: Tensor | None = None
     # Found in the labels [B, T] when the batch is made: a search on a GPU would wait for the device.
@@ -92,44 +93,57 @@ class Batch:
         def mapped(value: Any) -> Any:
             match value:
                 case Mapping():
-                    return type(value)(**{name: mapped(part) for name, part in value.items()})
+                    return {name: mapped(part) for name, part in value.items()}
                 case list():
                     return [mapped(part) for part in value]
                 case None:
                     return None
                 case _:
-                    return function(value)
+                    return moved(value, function)
 
         targets = self.targets and Targets(mapped(self.targets.predictors), mapped(self.targets.tokens))
         return Batch(mapped(self.inputs), self.examples, mapped(self.labels), targets)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFeatures:
-    """The features of one row's images, from the processor, the frozen vision tower and the projector.
+class Features:
+    """The features of one row: the outputs of the base's frozen modules, and the processor's outputs for the images.
 
     Attributes:
-        pooled: one embedding for each token of an image, [tokens, D], one image after the other.
-        deepstack: the features [tokens, D] of each layer of the language model that gets features of its own.
-        as_list: True if the model takes a list of such tensors, one for each row; False for one tensor [1, tokens, D].
-        processed: the processor's outputs beside the pixels, each a list or a tensor with one entry for each image.
+        outputs: the full name of a frozen module -> the tensors of its output for the row. A tensor that no later
+            module reads is hollow.
+        per_token: the modules whose outputs have one entry for each token of the row, [1, T, ...]. All others have
+            entries for images, tiles or patches in their first dimension.
+        processed: the processor's outputs for the images, each a list or a tensor with the row's entries; pixels are
+            hollow.
         replacements: the text that replaces each image's placeholder.
     """
 
-    pooled: Tensor
-    deepstack: tuple[Tensor, ...] = ()
-    as_list: bool
+    outputs: Mapping[str, tuple[Tensor, ...]]
+    per_token: frozenset[str] = frozenset()
     processed: Mapping[str, Any]
     replacements: tuple[str, ...]
 
-    @property
-    def nbytes(self) -> int:
-        """The number of bytes of the features, which are nearly all of this object."""
-        return sum(part.nbytes for part in (self.pooled, *self.deepstack))
 
+@dataclass(frozen=True, kw_only=True)
+class ImageStep:
+    """The images of one row after the processor's image step.
+
+    Attributes:
+        inputs: the model's inputs for a row of these images alone.
+        processed: the outputs of the image step, as ``Features`` holds them.
+        replacements: the text that replaces each image's placeholder.
+    """
+
+    inputs: dict[str, Any]
+    processed: Mapping[str, Any]
+    replacements: tuple[str, ...]
+
+
+STORED_OUTPUTS = "stored_outputs"  # the input of a model that holds the features of a batch, for ``Replay``
 
 # An opened medium of a row: an image, or the features that replace the row's images.
-OpenedMedium: TypeAlias = "Image | ImageFeatures"
+OpenedMedium: TypeAlias = "Image | Features"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 
 import torch
 
@@ -18,17 +18,23 @@ from finetune.data.spans import SpanFinder, Tokenized, place_spans, require_plac
 from finetune.errors import FinetuneError, ModelError, RowError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.core.batch import ImageFeatures, OpenedMedium
-    from finetune.core.example import Example, ImageSource, Message
+    from finetune.core.batch import Features, OpenedMedium
+    from finetune.core.example import Example, Message
     from finetune.interfaces import GenerativeFamily, ModelFamily, PaddingSide, RowLengths
     from finetune.recipe import ReadSection
 
-    FeatureLookup = Callable[[Sequence[ImageSource]], ImageFeatures]  # images of a row -> their features
+
+class FeatureLookup(Protocol):
+    """A function that returns the stored features of the rows of a batch."""
+
+    def __call__(self, rows: Sequence[Example], *, supervised: bool) -> Sequence[Features | None]:
+        """Return the features of each row, ``supervised`` in a training batch; None for a row without any."""
+        ...
 
 
 KEPT_TOKENS = 1_000_000  # tokens of rendered rows that are kept, about 40 bytes each
@@ -128,7 +134,7 @@ class Collator:
         examples = [row[0] if isinstance(row, tuple) else row for row in rows]
         counted = [row[1] if isinstance(row, tuple) else True for row in rows]
         rendered = [self.supervise(example) for example in examples]
-        inputs = self._encode([r.text for r in rendered], examples, "right")
+        inputs = self._encode([r.text for r in rendered], examples, "right", supervised=True)
         input_ids = inputs["input_ids"]  # [B, T]
         labels = torch.full_like(input_ids, -100)
         ends = inputs["attention_mask"].sum(dim=1).tolist()
@@ -192,7 +198,7 @@ class Collator:
         return other
 
     def reading(self, features: FeatureLookup) -> Collator:
-        """Return a collator that uses ``features`` in the place of images, and opens none."""
+        """Return a collator that uses ``features`` in the place of images, and opens none of rows that have them."""
         other = copy.copy(self)
         other._features = features
         return other
@@ -211,8 +217,11 @@ class Collator:
     def _finder(self) -> SpanFinder:
         return SpanFinder(self.render, self.processor.tokenizer, image_id=self.image_id, end_ids=self.end_ids)
 
-    def _encode(self, texts: list[str], examples: Sequence[Example], padding_side: PaddingSide) -> dict[str, Any]:
-        rows = [Rendered(text, self._opened(e)) for text, e in zip(texts, examples, strict=True)]
+    def _encode(
+        self, texts: list[str], examples: Sequence[Example], padding_side: PaddingSide, *, supervised: bool = False
+    ) -> dict[str, Any]:
+        media = self._opened(examples, supervised)
+        rows = [Rendered(text, opened) for text, opened in zip(texts, media, strict=True)]
         try:
             return self.encode(rows, padding_side)
         except FinetuneError:
@@ -225,11 +234,15 @@ class Collator:
                     raise refused_by_processor(f"row {example.id}", self.processor, own) from None
             raise error
 
-    def _opened(self, example: Example) -> tuple[OpenedMedium, ...]:
-        """Return the media of a row, which are images: rendering the row has refused all other media."""
-        if self._features and example.images:
-            return (self._features(example.images),)
-        return tuple(self.open(example))
+    def _opened(self, examples: Sequence[Example], supervised: bool) -> list[tuple[OpenedMedium, ...]]:
+        """Return the media of each row, which are images: rendering the row has refused all other media."""
+        if self._features is None:
+            return [tuple(self.open(example)) for example in examples]
+        found = self._features(examples, supervised=supervised)
+        return [
+            tuple(self.open(row)) if features is None else (features,)
+            for row, features in zip(examples, found, strict=True)
+        ]
 
     def _refuse_unknown(self, ids: Sequence[int], row: str) -> None:
         """Raise RowError if the model has no embedding for a token; features replace the tokens of images."""

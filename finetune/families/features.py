@@ -1,28 +1,27 @@
-"""Precomputed image features: the frozen tower's outputs for a row's images, which replace the images in a batch.
+"""Rows with stored features in the place of images: the processor's part of them, and the inputs of the model.
 
 The processor handles the text as usual and gets the stored outputs of its image step. So the ids of a row stay the same
-for every family.
+for every family. The pixels are hollow: ``finetune.training.replay`` has the frozen modules that read them return
+their stored outputs.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from finetune.core.batch import ImageFeatures
+from finetune.core.batch import STORED_OUTPUTS, Features, ImageStep
+from finetune.core.hollow import hollow, is_hollow, join
 from finetune.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import ProcessorMixin
 
     from finetune.core.batch import Rendered
 
@@ -32,63 +31,34 @@ _PIXELS = "pixel_"  # prefix of the names of inputs with pixels or masks of pixe
 _PLACE = Image.new("RGB", (32, 32))  # an image to count, whose pixels are not read
 
 
-@dataclass
-class TowerOutput(BaseModelOutputWithPooling):
-    """The value that a model accepts as ``mm_encoder_outputs["image"]``.
-
-    ``pooler_output`` is a list of tensors [tokens, D], one for each row, or one tensor [1, tokens, D], as in the model.
-    """
-
-    deepstack_features: list[list[Tensor]] | None = None  # layers of rows of tensors [tokens, D]
-
-
-@torch.inference_mode()
-def image_features(model: PreTrainedModel, processor: ProcessorMixin, encode: Encode) -> ImageFeatures:
-    """Run the frozen vision tower and projector on the images of one row.
+def image_step(processor: ProcessorMixin, encode: Encode) -> ImageStep:
+    """Process the images of one row.
 
     Args:
-        model: the base, in eval mode.
         processor: the processor of the model.
-        encode: the function that makes the inputs of that row with a given processor.
+        encode: the function that makes the inputs of a row of these images with a given processor.
 
     Raises:
-        ModelError: the model or its processor does not support precomputed features.
+        ModelError: the processor has no image step of its own.
     """
-    tower: Any = getattr(model.base_model, "get_image_features", None)
-    if tower is None or "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise ModelError(f"{type(model).__name__} must accept image features (mm_encoder_outputs), and does not")
     recorder = _Recorder(processor)
     inputs = encode(recorder.processor)
     if recorder.seen is None:
         raise ModelError(f"{type(processor).__name__} must return the text that replaces an image, and does not")
-    wanted = inspect.signature(tower).parameters
-    given = {
-        name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
-        for name, value in inputs.items()
-        if name in wanted
-    }
-    out = tower(**given, return_dict=True)
-    deepstack = getattr(out, "deepstack_features", None) or []
-    if any(isinstance(layer, tuple) and layer and isinstance(layer[0], int) for layer in deepstack):
-        raise ModelError(
-            f"deepstack_features of {type(model).__name__} must be tensors for each layer, got pairs of index and "
-            "tensors"
-        )
     processed, replacements = recorder.seen
-    return ImageFeatures(
-        pooled=_flat(out.pooler_output),
-        deepstack=tuple(_flat(layer) for layer in deepstack),
-        as_list=not isinstance(out.pooler_output, Tensor),
+    return ImageStep(
+        inputs=inputs,
         processed={name: _without_pixels(name, value) for name, value in processed.items()},
         replacements=tuple(replacements),
     )
 
 
-def processor_of(processor: ProcessorMixin, rows: Sequence[ImageFeatures]) -> ProcessorMixin:
+def processor_of(processor: ProcessorMixin, rows: Sequence[Features]) -> ProcessorMixin:
     """Return a copy of the processor whose image step returns the stored outputs of ``rows``, in order."""
     twin: Any = copy.copy(processor)
-    processed = {name: _joined([row.processed[name] for row in rows]) for name in rows[0].processed}
-    replacements = [text for row in rows for text in row.replacements]
+    shown = [row for row in rows if row.replacements]
+    processed = {name: _joined([row.processed[name] for row in shown]) for name in shown[0].processed} if shown else {}
+    replacements = [text for row in shown for text in row.replacements]
     twin._process_images = lambda images, **kwargs: (processed, replacements)
     return twin
 
@@ -109,20 +79,26 @@ def images_of(row: Rendered) -> list[Image.Image]:
 
 def places(row: Rendered) -> list[Image.Image]:
     """Return a placeholder for each image of a row, to count them; the row may have features instead."""
-    parts = [medium.replacements if isinstance(medium, ImageFeatures) else (medium,) for medium in row.media]
+    parts = [medium.replacements if isinstance(medium, Features) else (medium,) for medium in row.media]
     return [_PLACE for part in parts for _ in part]
 
 
-def features_as_inputs(inputs: Mapping[str, Any], rows: Sequence[ImageFeatures]) -> dict[str, Any]:
-    """Return a batch's inputs with the features of ``rows``, in order, and without pixels."""
-    pooled = [row.pooled for row in rows]
-    deepstack = [[row.deepstack[layer] for row in rows] for layer in range(len(rows[0].deepstack))]
-    output = TowerOutput(
-        pooler_output=pooled if rows[0].as_list else torch.cat(pooled)[None],  # type: ignore[arg-type]
-        deepstack_features=deepstack or None,
-    )
-    kept = {name: value for name, value in inputs.items() if not name.startswith(_PIXELS)}
-    return {**kept, "mm_encoder_outputs": {"image": output}}
+def with_stored_outputs(inputs: Mapping[str, Any], rows: Sequence[Features]) -> dict[str, Any]:
+    """Return a batch's inputs with the joined outputs of the frozen modules of ``rows``, in order.
+
+    Outputs with an entry for each token become [B, T, ...], zero at padding; of other outputs, the entries of the rows
+    stand one after the other.
+    """
+    stored: dict[str, list[Tensor]] = {}
+    per_token = rows[0].per_token
+    for name in dict.fromkeys(name for row in rows for name in row.outputs):
+        found = [row.outputs[name] for row in rows if name in row.outputs]
+        one_by_one = zip(*found, strict=True)  # each tensor of the output, with its value in every row
+        if name in per_token:
+            stored[name] = [_padded(parts, inputs["attention_mask"]) for parts in one_by_one]
+        else:
+            stored[name] = [join(parts) for parts in one_by_one]
+    return {**inputs, STORED_OUTPUTS: stored}
 
 
 class _Recorder:
@@ -140,17 +116,26 @@ class _Recorder:
         self.processor._process_images = process
 
 
-def _flat(features: Any) -> Tensor:
-    """Return features, one tensor or one for each image, as [tokens, D]."""
-    parts = [features] if isinstance(features, Tensor) else list(features)
-    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+def _padded(rows: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
+    """Return [1, T_i, ...] of each row as [B, T, ...], where T_i is the number of real tokens of a row."""
+    if all(map(is_hollow, rows)):
+        return hollow((*attention_mask.shape, *rows[0].shape[2:]), rows[0].dtype)
+    padded = rows[0].new_zeros(*attention_mask.shape, *rows[0].shape[2:])
+    padded[attention_mask.bool()] = torch.cat([row[0] for row in rows])
+    return padded
 
 
 def _without_pixels(name: str, value: Any) -> Any:
-    if name.startswith(_PIXELS):
-        return torch.empty(len(value), 0)
-    return value if isinstance(value, list) else torch.as_tensor(value)
+    """Return an output of the image step with pixels of ones; a mask with other values stays as it is."""
+    if isinstance(value, list):
+        if name.startswith(_PIXELS):
+            raise ModelError(f"the image step of the processor must return {name} as a tensor, got a list")
+        return value
+    tensor = torch.as_tensor(value)
+    if not name.startswith(_PIXELS) or not (tensor.is_floating_point() or bool((tensor == 1).all())):
+        return tensor
+    return hollow(tensor.shape, tensor.dtype, 1)  # not zero, which marks the filling of a batch
 
 
 def _joined(values: list[Any]) -> Any:
-    return torch.cat(values) if isinstance(values[0], Tensor) else [part for value in values for part in value]
+    return join(values) if isinstance(values[0], Tensor) else [part for value in values for part in value]

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoModelForImageTextToText
 
-from finetune.core.batch import ImageFeatures
+from finetune.core.batch import Features
 from finetune.errors import ModelError
 from finetune.families.base import Family
-from finetune.families.features import features_as_inputs, image_features, images_of, places, processor_of
+from finetune.families.features import image_step, images_of, places, processor_of, with_stored_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from PIL.Image import Image
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import ProcessorMixin
 
-    from finetune.core.batch import Rendered
+    from finetune.core.batch import ImageStep, Rendered
     from finetune.interfaces import PaddingSide
 
 
@@ -59,11 +59,11 @@ class ImageTextToTextFamily(Family):
         """
         texts = [row.text for row in rows if row.text is not None]
         assert len(texts) == len(rows), "a generative base is given conversations"
-        features = [medium for row in rows for medium in row.media if isinstance(medium, ImageFeatures)]
+        features = [medium for row in rows for medium in row.media if isinstance(medium, Features)]
         if not features:
             return self._encode(processor, texts, [images_of(row) for row in rows], padding_side)
         inputs = self._encode(processor_of(processor, features), texts, [places(row) for row in rows], padding_side)
-        return features_as_inputs(inputs, features)
+        return with_stored_outputs(inputs, features)
 
     def _encode(
         self, processor: Any, texts: Sequence[str], images: list[list[Image]], padding_side: PaddingSide
@@ -79,18 +79,18 @@ class ImageTextToTextFamily(Family):
         )
         return dict(batch)
 
-    def image_features(self, model: PreTrainedModel, processor: ProcessorMixin, images: list[Image]) -> ImageFeatures:
-        """Run the frozen vision tower and projector on the images of one row.
+    def image_step(self, processor: ProcessorMixin, images: list[Image]) -> ImageStep:
+        """Process the images of one row.
 
         Raises:
-            ModelError: the model or its processor does not support precomputed features.
+            ModelError: the processor has no image step of its own.
         """
         text = processor.image_token * len(images)  # type: ignore[attr-defined]
 
         def encode(recorder: ProcessorMixin) -> dict[str, Any]:
             return self._encode(recorder, [text], [images], "right")
 
-        return image_features(model, processor, encode)
+        return image_step(processor, encode)
 
     def mark_supervised(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Return the inputs of a training batch, with marks of the supervised tokens if the model needs them.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.core.batch import ImageFeatures, Rendered
+    from finetune.core.batch import ImageStep, Rendered
     from finetune.recipe import AttnImplementation, Quantization
 
 PaddingSide = Literal["left", "right"]
@@ -73,10 +73,10 @@ class GenerativeFamily(ModelFamily, Protocol):
         """Return the inputs of a training batch, with marks of the supervised tokens where the model needs them."""
         ...
 
-    def image_features(self, model: PreTrainedModel, processor: ProcessorMixin, images: list[Image]) -> ImageFeatures:
-        """Run the frozen vision tower and projector on the images of one row.
+    def image_step(self, processor: ProcessorMixin, images: list[Image]) -> ImageStep:
+        """Process the images of one row, for its features.
 
         Raises:
-            ModelError: this model takes no features in place of images.
+            ModelError: this processor has no image step of its own, so its rows cannot have features.
         """
         ...

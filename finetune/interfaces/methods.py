@@ -26,6 +26,8 @@ class Host:
     towers: Towers
     tokenizer: PreTrainedTokenizerBase
     forward: Callable[[], Tensor]  # returns outputs for one synthetic row with an image, to find the modules in use
+    # Names of modules or parameters -> those that this forward does not use, from earlier attachments to this base.
+    unused: dict[frozenset[str], list[str]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from torch import nn
 from finetune.errors import ManifestError, MethodError, brief
 from finetune.interfaces import Part
 from finetune.methods.copies import CopiesMethod, CopiesUpdate, by_module
+from finetune.methods.layers import in_layers
 from finetune.methods.modules import module_at, tower_paths
 from finetune.methods.reach import unreached_parameters
 
@@ -43,8 +44,8 @@ class FullModules(CopiesMethod):
         notes: list[str] = []
         copies: dict[str, nn.Parameter] = {}
         for group in options.parameters:
-            originals = _originals(host.model, host.towers, group)
-            unused = unreached_parameters(originals, host.forward) if originals else []
+            originals = _originals(host.model, host.towers, group, options)
+            unused = unreached_parameters(host, originals) if originals else []
             names = [name for name in originals if name not in unused]
             _require(names, group)
             modules["projector" if group == "projector" else "language"] = names
@@ -65,7 +66,7 @@ class FullModules(CopiesMethod):
     def check(self, model: nn.Module, towers: Towers, options: FullModulesSection) -> None:
         """Raise MethodError if a name in ``parameters`` matches no parameter of the base."""
         for group in options.parameters:
-            _require(_originals(model, towers, group), group)
+            _require(_originals(model, towers, group, options), group)
 
     def expected_tensors(
         self, model: nn.Module, towers: Towers, description: PartDescription
@@ -117,10 +118,11 @@ def _require(names: Collection[str], group: str) -> None:
         raise MethodError(f"method.parameters: this base has no {group} to train. Remove {group!r}.")
 
 
-def _originals(model: nn.Module, towers: Towers, group: str) -> dict[str, nn.Parameter]:
+def _originals(model: nn.Module, towers: Towers, group: str, options: FullModulesSection) -> dict[str, nn.Parameter]:
     """Return the base's own parameters of one group, by full name."""
     originals: dict[str, nn.Parameter] = {}
-    for path in towers.get("projector" if group == "projector" else "language", ()):
+    paths = towers.get("projector" if group == "projector" else "language", ())
+    for path in paths:
         for name, module in model.get_submodule(path).named_modules(prefix=path):
             if isinstance(module, BaseTunerLayer) and group == "projector":
                 raise MethodError(
@@ -129,6 +131,9 @@ def _originals(model: nn.Module, towers: Towers, group: str) -> dict[str, nn.Par
                 )
             if group == "projector" and not isinstance(module, nn.modules.batchnorm._BatchNorm) or _is_norm(module):
                 originals |= {f"{name}.{leaf}": p for leaf, p in module.named_parameters(recurse=False)}
+    if group == "norms":
+        chosen = in_layers([*originals], model, paths, options.layers, "method.layers")
+        originals = {name: originals[name] for name in chosen}
     if quantized := next((name for name, p in originals.items() if not p.is_floating_point()), None):
         raise MethodError(
             f"method.parameters: {quantized} is quantized and cannot be trained in full. Load the base without "

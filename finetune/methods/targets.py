@@ -8,6 +8,7 @@ from torch import nn
 
 from finetune.errors import MethodError
 from finetune.lookup import did_you_mean
+from finetune.methods.layers import in_layers
 from finetune.methods.reach import unreached
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def resolve_targets(host: Host, wanted: TowerTargets) -> tuple[dict[str, list[st
     """
     model = host.model
     resolved = named_targets(model, host.towers, wanted)
-    unused = set(unreached(model, [name for names in resolved.values() for name in names], host.forward))
+    unused = set(unreached(host, [name for names in resolved.values() for name in names]))
     notes = [f"left out, because the forward does not use it: {name}" for name in sorted(unused)]
     notes += [
         f"no {tower} tower: this base has {', '.join(host.towers)}"
@@ -75,6 +76,7 @@ def _in_tower(model: nn.Module, tower: str, paths: tuple[str, ...], target: Towe
             f"method.towers.{tower}: the {tower} tower has no linear module, so LoRA cannot adapt it "
             f"(it is made of {', '.join(kinds[:8]) or 'nothing'}). Set method.towers.{tower}: none."
         )
+    linears = in_layers(linears, model, paths, target.layers, f"method.towers.{tower}.layers")
     if target.target_modules == "all-linear":
         return linears
     chosen: set[str] = set()

@@ -17,6 +17,7 @@ from finetune.recipe.data import (
 from finetune.recipe.method import (
     FullModulesSection,
     HeadSection,
+    Layers,
     LoraSection,
     MethodSection,
     PromptTuningSection,
@@ -52,6 +53,7 @@ __all__ = [
     "HubData",
     "JsonlData",
     "LabelSection",
+    "Layers",
     "LoraSection",
     "MethodSection",
     "MixData",

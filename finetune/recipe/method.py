@@ -1,5 +1,6 @@
 """Sections of the recipe for methods, which adapt the frozen base."""
 
+import re
 from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,19 +12,37 @@ from finetune.recipe.section import PositiveInt, Prompt, Section
 from finetune.tables import METHODS_OF_TASKS
 
 
+def _layers(value: str | list[int]) -> str | list[int]:
+    if isinstance(value, str) and not re.fullmatch(r"last [1-9]\d*|\d+-\d+", value):
+        raise ValueError(f"layers must be last N, A-B, or a list of numbers from 0, such as last 8; got {value!r}")
+    return value
+
+
+# Layers of a tower: the last ones, a range with both ends, or a list of numbers; the first layer has the number 0.
+Layers = Annotated[str | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)], AfterValidator(_layers)]
+
+
 class TowerTarget(Section):
     """The modules that a method adapts in one tower, with settings of their own."""
 
     target_modules: Literal["all-linear", "none"] | Annotated[list[str], Field(min_length=1)] = Field(
-        examples=[["q_proj", "v_proj"]]
+        default="all-linear", examples=[["q_proj", "v_proj"]]
     )
     """``all-linear``, ``none``, or a list of module names."""
+    layers: Layers | None = Field(default=None, examples=["last 8"])
+    """Layers in which these modules are adapted: last N, A-B, or a list of numbers from 0; by default all."""
     r: PositiveInt | None = Field(default=None, examples=[4])
     """Rank in this tower; by default that of the method."""
     lora_alpha: Annotated[float, Field(gt=0)] | None = Field(default=None, examples=[8])
     """Scale in this tower, as the method's lora_alpha; by default that of the method."""
     lr_ratio: Annotated[float, Field(gt=0)] = Field(default=1.0, examples=[0.1])
     """Factor on train.learning_rate for this tower; LoRA+'s ratio multiplies it."""
+
+    @model_validator(mode="after")
+    def _layers_of_something(self) -> "TowerTarget":
+        if self.layers is not None and self.target_modules == "none":
+            raise ValueError("layers must go with target_modules to adapt, got none. Leave one of them out")
+        return self
 
 
 def _tower_target(value: Any) -> Any:
@@ -150,8 +169,16 @@ class FullModulesSection(MethodSection):
     """The name of the method."""
     parameters: Annotated[list[Literal["projector", "norms"]], Field(min_length=1)]
     """The parameters that are copied: all of the projector, or the norms of the language tower."""
+    layers: Layers | None = Field(default=None, examples=["last 8"])
+    """Layers of the language tower whose norms are copied: last N, A-B, or a list of numbers from 0; by default all."""
     lr_ratio: Annotated[float, Field(gt=0)] = Field(default=1.0, examples=[0.1])
     """Factor on train.learning_rate for the copies."""
+
+    @model_validator(mode="after")
+    def _layers_of_norms(self) -> "FullModulesSection":
+        if self.layers is not None and "norms" not in self.parameters:
+            raise ValueError("layers must go with norms in parameters, which has none. Leave layers out")
+        return self
 
     @property
     def adapted_towers(self) -> set[str]:

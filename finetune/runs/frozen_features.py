@@ -1,25 +1,33 @@
-"""The collator of a run that replaces images with stored features, and the checks that results stay the same."""
+"""The collator of a run that replaces frozen modules with their stored outputs."""
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import gather_object
 
+from finetune.core.batch import Batch, Features
 from finetune.core.matmul import ONEDNN_IS_FASTER
 from finetune.data.collate import Collator
 from finetune.data.stream import Stream
 from finetune.errors import ModelError
 from finetune.evaluation.predict import blanked
-from finetune.training.feature_store import FeatureStore, StoredFeatures, places_of
-from finetune.training.filling import Filler
+from finetune.methods.adapter import attach, detach
+from finetune.runs.feature_checks import why_not_exact
+from finetune.training.boundary import find_boundaries
+from finetune.training.feature_store import FeatureStore, StoredFeatures, places_of, row_key
+from finetune.training.filling import Content, Filler
+from finetune.training.memory import is_out_of_memory
+from finetune.training.replay import Replay, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from accelerate import Accelerator
+    from PIL.Image import Image
 
     from finetune.assemble.base import Base
     from finetune.core.example import Example
@@ -27,76 +35,62 @@ if TYPE_CHECKING:
     from finetune.data.stream import Rows
     from finetune.interfaces import GenerativeFamily, TaskCollator
     from finetune.recipe import Recipe
+    from finetune.training.boundary import Boundaries, Boundary
 
 _VERSIONS = ("finetune-vlm", "torch", "torchvision", "transformers", "pillow")
-# The largest difference of logits, as a share of the largest one. A convolution may round differently for a batch than
-# for one image.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
 
 def collator_of_run(
     recipe: Recipe,
     base: Base,
     train_rows: Rows,
-    asked: Sequence[Example],
+    val_rows: Sequence[Example],
+    test_rows: Sequence[Example],
     accelerator: Accelerator,
     log: Callable[[str], None],
+    *,
+    lockstep: bool = False,
 ) -> TaskCollator:
     """Return the collator of a run: one that reads stored features where they change no result.
 
-    Every process has to call it. It logs one line: the features that it stores, or the reason why it stores none.
+    Every process has to call it. It logs the features that it stores, or the reason why it stores none.
 
     Args:
         recipe: the recipe of the run.
-        base: the base, which is not adapted yet.
+        base: the base, which is not adapted yet. Its frozen modules return stored outputs from now on, where a batch
+            has them.
         train_rows: the train rows.
-        asked: the rows of the other splits.
+        val_rows: the rows of validations.
+        test_rows: the rows of the test split.
         accelerator: the accelerator of the run.
-        log: the function that is called with the line.
+        log: the function that is called with each line.
+        lockstep: whether the processes share one base, so that each has to run as many forwards as the others.
 
     Raises:
-        FinetuneError: an image cannot be opened.
+        FinetuneError: an image cannot be opened, or the adapter does not fit the base.
     """
-    found = _why_off(recipe, base, train_rows) or _stored(recipe, base, train_rows, asked, accelerator, log)
+    if reason := _why_off(recipe, base, train_rows):
+        log(f"feature store off: {reason}")
+        return base.collator_of(recipe.task)
+    assert not isinstance(train_rows, Stream)
+    filling = _Filling(recipe, base, train_rows, accelerator, log)
+    found = filling.of_images([*train_rows, *val_rows, *test_rows])
     if isinstance(found, str):
         log(f"feature store off: {found}")
-        return base.collator_of(recipe.task)
-    return cast("Collator", base.collator_of(recipe.task)).reading(found)
-
-
-def _stored(
-    recipe: Recipe,
-    base: Base,
-    train_rows: Rows,
-    asked: Sequence[Example],
-    accelerator: Accelerator,
-    log: Callable[[str], None],
-) -> StoredFeatures | str:
-    """Return the features of all rows, checked on a few before and after storing; or the reason why there are none."""
-    collator = base.collator_of(recipe.task)
-    assert isinstance(collator, Collator) and not isinstance(train_rows, Stream)
-    few = [row for row in train_rows if row.images][:2]
-    if reason := _agreed(_why_not_exact(base, collator, few, _fresh(base, collator, few))):
-        return reason
-    with_blanks = [*train_rows, *asked, *blanked(asked)[0]]  # evaluation uses grey images too
-    filled = _filler(recipe, base, collator, accelerator, log).fill(with_blanks)
-    if isinstance(filled, str):
-        return filled
-    return _agreed(_why_not_exact(base, collator, few, filled)) or filled
-
-
-def _agreed(reason: str | None) -> str | None:
-    """Return the first reason that any process has."""
-    return next((text for text in gather_object([reason]) if text), None)
+        return filling.collator
+    if filling.boundaries.rows:
+        of_rows = "the processes share one base" if lockstep else filling.of_rows([*train_rows, *val_rows], found)
+        if isinstance(of_rows, str):
+            log(f"feature store: no layer of the language tower is stored: {of_rows}")
+        else:
+            found = of_rows
+    return filling.collator.reading(found)
 
 
 def _why_off(recipe: Recipe, base: Base, train_rows: Rows) -> str | None:
     """Return the reason why the run stores no features; None if it may."""
     if recipe.train.feature_store == "off":
         return "train.feature_store is off"
-    towers = {tower for section in recipe.parts for tower in section.adapted_towers} - {"language"}
-    if towers:
-        return f"the adapter changes the outputs of the {' and the '.join(sorted(towers))} tower"
     if isinstance(train_rows, Stream):
         return "the train rows are a stream"
     if not isinstance(base.collator_of(recipe.task), Collator):
@@ -104,56 +98,145 @@ def _why_off(recipe: Recipe, base: Base, train_rows: Rows) -> str | None:
     return None if any(row.images for row in train_rows) else "no train row has an image"
 
 
-def _fresh(base: Base, collator: Collator, rows: Sequence[Example]) -> FeatureLookup | str:
-    """Return the features of a few rows, computed now; or the reason why there are none."""
-    family = cast("GenerativeFamily", base.family)
-    try:
-        known = {
-            places_of(row.images): family.image_features(base.model, base.processor, collator.open(row)) for row in rows
-        }
-    except ModelError as error:
-        return str(error)
-    return lambda images: known[places_of(images)]
+class _Filling:
+    """The filling of a run's feature store: first with what depends on images alone, then with what depends on rows."""
 
+    def __init__(
+        self,
+        recipe: Recipe,
+        base: Base,
+        train_rows: Sequence[Example],
+        accelerator: Accelerator,
+        log: Callable[[str], None],
+    ):
+        self.recipe, self.base, self.accelerator, self.log = recipe, base, accelerator, log
+        self.collator = cast("Collator", base.collator_of(recipe.task))
+        self.family = cast("GenerativeFamily", base.family)
+        self.few = [row for row in train_rows if row.images][:2]
 
-def _why_not_exact(
-    base: Base, collator: Collator, rows: Sequence[Example], features: FeatureLookup | str
-) -> str | None:
-    """Return how a few rows with features differ in inputs or logits from those with images; None if they agree."""
-    if isinstance(features, str):
-        return features
-    device, dtype = base.model.device, base.model.dtype
-    supervised = [(row, True) for row in rows]
-    plain = collator.training_batch(supervised).to(device, dtype)
-    stored = collator.reading(features).training_batch(supervised).to(device, dtype)
-    for name, value in plain.inputs.items():
-        other = stored.inputs.get(name)
-        if not name.startswith("pixel_") and not (isinstance(other, torch.Tensor) and torch.equal(value, other)):
-            return f"the processor of {base.identity.model_type} makes a different {name} without pixels"
-    with torch.inference_mode():
-        wanted, got = (base.family.outputs(base.model, batch.inputs).float() for batch in (plain, stored))
-    difference, largest = float((wanted - got).abs().max()), float(wanted.abs().max())
-    if difference > _TOLERANCE.get(dtype, 0.0) * largest:
-        return f"the logits of row {rows[0].id} would differ by {difference:.2g} (the largest is {largest:.2g})"
-    return None
+    def of_images(self, rows: Sequence[Example]) -> StoredFeatures | str:
+        """Return features of the images of rows, checked on a few before and after storing; or why there are none."""
+        found = self._find()
+        if reason := self._agreed(found if isinstance(found, str) else None):
+            return reason
+        assert not isinstance(found, str)
+        self.boundaries = found
+        replay = Replay(self.base.model, [found.images, *([found.rows] if found.rows else [])])
+        stored = self._filled_with_images(rows)
+        if isinstance(stored, str):
+            replay.remove()
+        return stored
 
+    def of_rows(self, rows: Sequence[Example], images: StoredFeatures) -> StoredFeatures | str:
+        """Return features of whole rows with those of ``images``, checked as them; or why there are none."""
+        boundary = self.boundaries.rows
+        assert boundary is not None
 
-def _filler(
-    recipe: Recipe, base: Base, collator: Collator, accelerator: Accelerator, log: Callable[[str], None]
-) -> Filler:
-    family = cast("GenerativeFamily", base.family)
-    return Filler(
-        store=FeatureStore(_key(base)),
-        open_images=collator.open,
-        compute=lambda images: family.image_features(base.model, base.processor, images),
-        max_bytes=recipe.train.feature_store_max_bytes,
-        accelerator=accelerator,
-        log=log,
-    )
+        def compute(row: Example, _: object = ()) -> Features:
+            return self._row_features(boundary, row, images)
+
+        few = {row_key(row): compute(row) for row in self.few}
+        if reason := self._why_not_exact(lambda rows, *, supervised: [few[row_key(row)] for row in rows]):
+            return reason
+        content = Content(
+            title=f"up to {boundary.end}:",
+            key=row_key,
+            texts=lambda row: (json.dumps([(found := self.collator.supervise(row)).text, found.supervised]),),
+            compute=compute,
+            needs_images=False,
+            has_features=lambda row: True,
+        )
+        paths = self._filler(boundary, content).fill(rows)
+        if isinstance(paths, str):
+            return paths
+        stored = images.with_supervised(paths)
+        return self._why_not_exact(stored) or stored
+
+    def _find(self) -> Boundaries | str:
+        """Return the boundaries of the base with the adapter of the recipe, which is attached for one forward."""
+        base = self.base
+        batch = self.collator.training_batch([(self.few[0], True)]).to(base.model.device, base.model.dtype)
+        attach(base.host, self.recipe.parts)
+        try:
+            return find_boundaries(base.model, batch.inputs, lambda inputs: base.family.outputs(base.model, inputs))
+        except ModelError as error:
+            return str(error)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return "the device has too little memory for a forward of one row"
+        finally:
+            detach(base.model)
+
+    def _filled_with_images(self, rows: Sequence[Example]) -> StoredFeatures | str:
+        boundary = self.boundaries.images
+
+        def compute(row: Example, images: list[Image]) -> Features:
+            return self._image_features(boundary, images)
+
+        try:
+            few = {places_of(row.images): compute(row, self.collator.open(row)) for row in self.few}
+            reason = None
+        except ModelError as error:
+            reason = str(error)
+        if reason := self._agreed(reason):
+            return reason
+        if reason := self._why_not_exact(lambda rows, *, supervised: [few[places_of(row.images)] for row in rows]):
+            return reason
+        content = Content(
+            title=f"up to {boundary.end}: the images of",
+            key=lambda row: places_of(row.images),
+            texts=lambda row: (),
+            compute=compute,
+            needs_images=True,
+            has_features=lambda row: bool(row.images),
+        )
+        paths = self._filler(boundary, content).fill([*rows, *blanked(rows)[0]])  # evaluation uses grey images too
+        if isinstance(paths, str):
+            return paths
+        stored = StoredFeatures(paths)
+        return self._why_not_exact(stored) or stored
+
+    @torch.inference_mode()
+    def _image_features(self, boundary: Boundary, images: list[Image]) -> Features:
+        model = self.base.model
+        step = self.family.image_step(self.base.processor, images)
+        batch = Batch(step.inputs, []).to(model.device, model.dtype)
+        outputs = record(model, boundary, batch.inputs)
+        return Features(outputs=outputs, processed=step.processed, replacements=step.replacements)
+
+    @torch.inference_mode()
+    def _row_features(self, boundary: Boundary, row: Example, images: StoredFeatures) -> Features:
+        model = self.base.model
+        (of_images,) = images([row], supervised=False)
+        batch = self.collator.reading(images).training_batch([(row, True)]).to(model.device, model.dtype)
+        return Features(
+            outputs=record(model, boundary, batch.inputs),
+            per_token=boundary.per_token,
+            processed=of_images.processed if of_images else {},
+            replacements=of_images.replacements if of_images else (),
+        )
+
+    def _why_not_exact(self, features: FeatureLookup) -> str | None:
+        return self._agreed(why_not_exact(self.base, self.collator, self.few, features))
+
+    def _agreed(self, reason: str | None) -> str | None:
+        """Return the first reason that any process has."""
+        return next((text for text in gather_object([reason]) if text), None)
+
+    def _filler(self, boundary: Boundary, content: Content) -> Filler:
+        return Filler(
+            store=FeatureStore(_key(self.base) | {"boundary": boundary.key}),
+            content=content,
+            open_images=self.collator.open,
+            max_bytes=self.recipe.train.feature_store_max_bytes,
+            accelerator=self.accelerator,
+            log=self.log,
+        )
 
 
 def _key(base: Base) -> dict[str, Any]:
-    """Return everything that features depend on beside the pixels."""
+    """Return everything that features of any boundary depend on beside the row."""
     config, device = base.model.config, base.model.device
     return {
         "base": base.identity.digest,

@@ -103,7 +103,9 @@ class Run:
             rows=rows,
             checkpoints=checkpoints,
             start=start,
-            collator=collator_of_run(recipe, base, rows.train, [*rows.val, *rows.test], accelerator, log.info),
+            collator=collator_of_run(
+                recipe, base, rows.train, rows.val, rows.test, accelerator, log.info, lockstep=strategy.lockstep
+            ),
         )
 
     @property

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils.other import is_repeated_blocks
 
 from finetune.errors import TrainingError
+from finetune.training.replay import replays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +43,10 @@ class CompiledLayers:
             if is_repeated_blocks(module)
         ]
         inner = {id(child) for blocks in lists for child in blocks.modules() if child is not blocks}
-        self.layers: list[Any] = [layer for blocks in lists if id(blocks) not in inner for layer in blocks.children()]
+        # A layer that replays stored outputs computes nothing in training.
+        self.layers: list[Any] = [
+            layer for blocks in lists if id(blocks) not in inner for layer in blocks.children() if not replays(layer)
+        ]
         if paths is not None and not self.layers:
             raise TrainingError(
                 "train.torch_compile needs a base with repeated layers, and this base has none. Set it to false."

@@ -16,21 +16,42 @@ from finetune.core.cache import Notes
 from finetune.data.image_checks import may_be_noted, source_key
 from finetune.data.images import image_digest
 from finetune.errors import FinetuneError, TrainingError
-from finetune.training.feature_store import StoredFeatures, is_whole, make_room, places_of
+from finetune.training.feature_store import is_whole, make_room
 from finetune.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
     from pathlib import Path
 
     from accelerate import Accelerator
     from PIL.Image import Image
 
-    from finetune.core.batch import ImageFeatures
+    from finetune.core.batch import Features
     from finetune.core.example import Example
-    from finetune.training.feature_store import FeatureStore, Places
+    from finetune.training.feature_store import FeatureStore
 
 _NOTES = "pixels.sqlite"  # key of an image -> digest of its pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """The part of a row that features are computed from: its images, or its images and its text.
+
+    Attributes:
+        title: the name of the features in the log.
+        key: the function that returns the key of that part within a run; rows with the same key share their features.
+        texts: the function that returns all of a row, beside its images, that the features depend on.
+        compute: the function that returns the features of a row with its opened images.
+        needs_images: whether ``compute`` reads the opened images; if not, it gets none.
+        has_features: the function that returns whether a row has features.
+    """
+
+    title: str
+    key: Callable[[Example], Hashable]
+    texts: Callable[[Example], tuple[str, ...]]
+    compute: Callable[[Example, list[Image]], Features]
+    needs_images: bool
+    has_features: Callable[[Example], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,32 +60,35 @@ class Filler:
 
     Args:
         store: the store of the features.
+        content: the part of a row that the features are computed from.
         open_images: the function that returns the decoded images of a row.
-        compute: the function that returns the tower's features of these images.
         max_bytes: the largest number of bytes of all features on this machine.
         accelerator: the accelerator of the run.
         log: the function that prints a line about the work.
     """
 
     store: FeatureStore
+    content: Content
     open_images: Callable[[Example], list[Image]]
-    compute: Callable[[list[Image]], ImageFeatures]
     max_bytes: int
     accelerator: Accelerator
     log: Callable[[str], None]
 
-    def fill(self, rows: Iterable[Example]) -> StoredFeatures | str:
-        """Store the features of all rows' images, unless they are stored; every process has to call it.
+    def fill(self, rows: Iterable[Example]) -> dict[Hashable, Path] | str:
+        """Store the features of all rows, unless they are stored; every process has to call it.
 
         Stored features are read once, and those with a changed byte are computed again.
 
         Returns:
-            The features, or the reason why they cannot be stored, the same on all processes.
+            The key of each row's content -> the file of its features; or the reason why they cannot be stored, the
+            same on all processes.
 
         Raises:
             FinetuneError: one process cannot open an image; every process raises.
         """
-        work = [_Work.of(row) for row in {places_of(row.images): row for row in rows if row.images}.values()]
+        content = self.content
+        unique = {content.key(row): row for row in rows if content.has_features(row)}
+        work = [_Work.of(row, key=key, texts=content.texts(row)) for key, row in unique.items()]
         digests = Notes(_NOTES).get({key for one in work for key in one.keys})
         started = time.monotonic()
         shares = [_Share(self, digests) for _ in range(2)]
@@ -80,14 +104,14 @@ class Filler:
         sizes = gather_object([size for share in shares for size in share.sizes])
         seconds = time.monotonic() - started
         self.log(
-            f"feature store: the images of {len(work)} rows, {len(sizes)} of them new "
+            f"feature store: {content.title} {len(work)} rows, {len(sizes)} of them new "
             f"({sum(sizes) / 1e6:.1f} MB, {len(sizes) / seconds:.1f} rows/s, {seconds:.1f} s), in {self.store.folder}"
         )
-        return StoredFeatures({one.places: self.path(one, digests) for one in work})
+        return {one.content_key: self.path(one, digests) for one in work}
 
     def path(self, work: _Work, digests: dict[str, str]) -> Path:
-        """Return the path of the features of a row's images, whether or not they are stored."""
-        return self.store.path([digests[key] for key in work.keys])
+        """Return the path of the features of a row, whether or not they are stored."""
+        return self.store.path([*(digests[key] for key in work.keys), *work.texts])
 
     def is_there(self, work: _Work, digests: dict[str, str]) -> bool:
         """Return whether features are stored, without a check of their bytes."""
@@ -118,15 +142,16 @@ class _Work:
     """A row whose features are stored."""
 
     row: Example
-    places: Places
+    content_key: Hashable
     keys: tuple[str, ...]  # the key of each image in the notes
     lasting: tuple[str, ...]  # the keys that may be kept in the notes after the run
+    texts: tuple[str, ...]
 
     @classmethod
-    def of(cls, row: Example) -> _Work:
+    def of(cls, row: Example, *, key: Hashable, texts: tuple[str, ...]) -> _Work:
         keys = tuple(source_key(source, row.image_options) for source in row.images)
         lasting = tuple(key for key, source in zip(keys, row.images, strict=True) if may_be_noted(source))
-        return cls(row=row, places=places_of(row.images), keys=keys, lasting=lasting)
+        return cls(row=row, content_key=key, keys=keys, lasting=lasting, texts=texts)
 
 
 class _Share:
@@ -153,12 +178,9 @@ class _Share:
             with tqdm(total=len(mine), unit="row", desc="storing features", disable=not show, leave=False) as bar:
                 for number, work in enumerate(mine):
                     if not self._is_whole(work):
-                        images = filler.open_images(work.row)
-                        fresh = [image_digest(np.asarray(image)) for image in images]
-                        self.found.update(zip(work.keys, fresh, strict=True))
-                        digests.update(zip(work.keys, fresh, strict=True))
+                        images = self._images(work)
                         if not self._is_whole(work):  # a file of the same pixels may exist under another key
-                            features = filler.compute(images)
+                            features = filler.content.compute(work.row, images)
                             self.sizes.append(filler.store.put(filler.path(work, digests), features))
                             if problem := self._no_room(mine[number + 1 :], sharers):
                                 return problem
@@ -170,6 +192,16 @@ class _Share:
                 raise
             return "the device has too little memory for the tower"
         return None
+
+    def _images(self, work: _Work) -> list[Image]:
+        """Return a row's images, and note their digests; return none if nothing needs them."""
+        if not self.filler.content.needs_images and all(key in self.digests for key in work.keys):
+            return []
+        images = self.filler.open_images(work.row)
+        fresh = [image_digest(np.asarray(image)) for image in images]
+        self.found.update(zip(work.keys, fresh, strict=True))
+        self.digests.update(zip(work.keys, fresh, strict=True))
+        return images
 
     def _is_whole(self, work: _Work) -> bool:
         return all(key in self.digests for key in work.keys) and is_whole(self.filler.path(work, self.digests))

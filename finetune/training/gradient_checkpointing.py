@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finetune.errors import TrainingError
+from finetune.training.replay import replays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,8 @@ def recomputing(model: nn.Module, *, enabled: bool = True) -> Iterator[None]:
             "train.gradient_checkpointing needs a layer that transformers can recompute, and "
             f"{type(model).__name__} has none. Set it to false."
         )
+    # A layer that replays stored outputs has nothing to recompute.
+    layers = [layer for layer in layers if not replays(layer)]
     for layer in layers:
         # Replace the forward, not the call: hooks, such as those that gather a layer's weights, stay outside.
         layer.forward = partial(_recomputed, layer, layer.forward)

@@ -17,27 +17,44 @@ import yaml
 from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
+from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
-from finetune.core.batch import ImageFeatures
-from finetune.core.example import Example, as_images
+from finetune.core.batch import Features
+from finetune.core.example import Example, answer, as_images, ask
+from finetune.core.hollow import hollow, is_hollow
 from finetune.errors import TrainingError
 from finetune.lookup import import_string
 from finetune.runs.train import train
 from finetune.tables import FAMILIES
-from finetune.training.feature_store import FeatureStore, StoredFeatures, is_whole, make_room, places_of, read
-from finetune.training.filling import Filler
+from finetune.training.feature_store import (
+    FeatureStore,
+    StoredFeatures,
+    is_whole,
+    make_room,
+    places_of,
+    read,
+    row_key,
+)
+from finetune.training.filling import Content, Filler
 from finetune.training.loop import Trainer
+from finetune.training.replay import record
 
 LANGUAGE = {"towers": {"projector": "none"}}
 ROWS = 26 + 1  # those of the squares, and a grey image
 
 
 def features(tokens=3):
-    return ImageFeatures(
-        pooled=torch.randn(tokens, 4),
-        deepstack=(torch.randn(tokens, 4), torch.randn(tokens, 4)),
-        as_list=True,
-        processed={"rows": [[1]], "image_grid_thw": torch.tensor([[1, 2, 3]]), "pixel_values": torch.empty(1, 0)},
+    return Features(
+        outputs={
+            "model.projector": (torch.randn(tokens, 4), hollow((tokens, 9), torch.bfloat16)),
+            "model.tower": (torch.randn(1, tokens, 4),),
+        },
+        per_token=frozenset({"model.tower"}),
+        processed={
+            "rows": [[1]],
+            "image_grid_thw": torch.tensor([[1, 2, 3]]),
+            "pixel_values": hollow((1, 3, 8, 8), torch.float32, 1),
+        },
         replacements=("<a><image><b>",),
     )
 
@@ -52,8 +69,10 @@ def run(make_recipe, tiny_fast_vlm, tmp_path, capsys):
         recipe = make_recipe(base, train=options, **changes)
         train(recipe)
         lines = [json.loads(line) for line in (recipe.run_folder / "log.jsonl").read_text().splitlines()]
+        printed = capsys.readouterr().out
         return SimpleNamespace(
-            log_line=next(line for line in capsys.readouterr().out.splitlines() if line.startswith("feature store")),
+            printed=printed,
+            log_line=next(line for line in printed.splitlines() if line.startswith("feature store")),
             losses=[line["loss"] for line in lines if "loss" in line],
             predictions=(recipe.run_folder / "predictions-adapter.jsonl").read_text(),
             files=sorted((tmp_path / "cache" / "features").rglob("*.features")),
@@ -76,7 +95,8 @@ def sealed(monkeypatch):
             patch.setattr("finetune.data.media.open_image", refuse)
             towers = import_string(FAMILIES[self.plain_model.config.model_type].target)().towers(self.plain_model)
             for path in (*towers["vision"], *towers["projector"]):
-                patch.setattr(self.plain_model.get_submodule(path), "forward", refuse)
+                for module in list(self.plain_model.get_submodule(path).modules())[1:]:
+                    patch.setattr(module, "forward", refuse)
             return steps(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "train", train_sealed)
@@ -84,7 +104,7 @@ def sealed(monkeypatch):
 
 def test_a_filled_store_serves_every_adapter_and_no_tower_runs(tiny_base, run, sealed):
     stored = run(tiny_base, name="stored")
-    assert stored.log_line.startswith(f"feature store: the images of {ROWS} rows, {ROWS} of them new (")
+    assert re.match(f"feature store: up to model.*: the images of {ROWS} rows, {ROWS} of them new [(]", stored.log_line)
     assert len(stored.files) == ROWS
     again = run(tiny_base, name="again", method={**LANGUAGE, "r": 2})
     assert f"{ROWS} rows, 0 of them new" in again.log_line
@@ -128,13 +148,28 @@ def test_damage_during_a_run_stops_it(tmp_path):
     store.put(path, features())
     image = tmp_path / "a.png"
     Image.new("RGB", (4, 4)).save(image)
+    row, other = (Example(id=i, messages=[], media=as_images([m]), answers=[]) for i, m in (("a", image), ("b", b"x")))
     stored = StoredFeatures({places_of([image]): path})
-    assert stored([image]).replacements == features().replacements
-    with pytest.raises(TrainingError, match="the run has stored no features of b'another'. Start the run again"):
-        stored([b"another"])
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(TrainingError, match="of an image were changed or removed on the disk. Start the run again"):
-        stored([image])
+    assert stored([row], supervised=True)[0].replacements == features().replacements
+    with pytest.raises(TrainingError, match="has stored no features of the images of row b. Start the run again"):
+        stored([row, other], supervised=False)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TrainingError, match="features of the images of row a were changed or removed on the disk. Sta"):
+        stored([row], supervised=False)
+
+
+def test_training_rows_have_features_of_their_own_where_their_text_counts(tmp_path):
+    store = FeatureStore({"base": "x"})
+    one, two = (Example(id=str(i), messages=[*ask("a"), answer(str(i))], media=(), answers=[]) for i in range(2))
+    paths = {row_key(row): store.path([str(i)]) for i, row in enumerate((one, two))}
+    for path in paths.values():
+        store.put(path, features())
+    stored = StoredFeatures({}).with_supervised(paths)
+    found = [one.outputs["model.tower"][0] for one in stored([one, two], supervised=True)]
+    assert not torch.equal(*found)
+    assert stored([one], supervised=False) == [None]  # it has no image, and a prompt has other tokens
+    other = Example(id="2", messages=[*ask("b"), answer("0")], media=(), answers=[])
+    assert stored([one, other], supervised=True) == [None, None]  # a batch has features of one kind
 
 
 def test_what_is_read_is_what_was_put():
@@ -142,9 +177,14 @@ def test_what_is_read_is_what_was_put():
     path = store.path(["a", "b"])
     assert store.put(path, wanted) == path.stat().st_size
     found = read(path)
-    assert torch.equal(found.pooled, wanted.pooled) and found.as_list and found.replacements == wanted.replacements
-    assert all(torch.equal(x, y) for x, y in zip(found.deepstack, wanted.deepstack, strict=True))
+    assert list(found.outputs) == list(wanted.outputs) and found.replacements == wanted.replacements
+    for name, tensors in wanted.outputs.items():
+        assert all(torch.equal(x, y) for x, y in zip(found.outputs[name], tensors, strict=True))
+    assert [is_hollow(tensor) for tensor in found.outputs["model.projector"]] == [False, True]
+    assert found.outputs["model.projector"][1].dtype == torch.bfloat16 and found.per_token == wanted.per_token
     assert found.processed["rows"] == [[1]] and found.processed["image_grid_thw"].tolist() == [[1, 2, 3]]
+    pixels = found.processed["pixel_values"]
+    assert is_hollow(pixels) and pixels.shape == (1, 3, 8, 8) and bool((pixels == 1).all())
     assert store.path(["b", "a"]) != path != FeatureStore({"base": "y"}).path(["a", "b"])
     assert list(path.parent.iterdir()) == [path]
 
@@ -174,20 +214,71 @@ def test_a_changed_image_has_features_of_its_own(run, rows_folder):
     assert f"{ROWS} rows, 1 of them new" in run(name="second").log_line
 
 
+PROJECTOR = [{"name": "lora", "towers": {"language": "none", "projector": "all-linear"}}]
+BEGINS = {
+    "projector, LoRA": (PROJECTOR, "model.vision_model"),
+    "projector, whole": ([{"name": "full_modules", "parameters": ["projector"]}], "model.vision_model"),
+    "vision, last layer": (
+        [{"name": "lora", "towers": {"language": "none", "vision": {"layers": "last 1"}}}],
+        "model.vision_model.encoder.layers.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("begins", BEGINS)
+def test_an_adapter_may_begin_above_the_tower(run, tiny_idefics3, begins):
+    """Losses agree at each step, the tower runs once an image, and no image is opened in training."""
+    method, end = BEGINS[begins]
+    found = run(tiny_idefics3, name="stored", method=method, train={"max_steps": 50})
+    plain = run(tiny_idefics3, name="plain", method=method, train={"max_steps": 50, "feature_store": "off"})
+    assert found.log_line.startswith(f"feature store: up to {end}: the images of {ROWS} rows, {ROWS} of them new (")
+    assert found.losses == pytest.approx(plain.losses, abs=1e-5) and len(found.losses) == 50
+    assert found.predictions == plain.predictions and len(found.files) == ROWS
+
+
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    "method",
     [
-        ({"method": {"towers": {"projector": "all-linear"}}}, "the adapter changes the outputs of the projector"),
-        (
-            {"method": [{"name": "full_modules", "parameters": ["projector"]}]},
-            "changes the outputs of the projector tower",
-        ),
+        {"name": "lora", "towers": {"language": {"layers": "last 1"}}},
+        {"name": "lora", "towers": {"language": {"layers": [1]}}},
+        {"name": "full_modules", "parameters": ["norms"], "layers": "1-1"},
     ],
+    ids=["last", "list", "norms"],
 )
-def test_it_is_off_where_it_must_be(run, changes, why):
-    found = run(**changes)
-    assert found.log_line.startswith("feature store off: ") and len(found.files) == 0
-    assert re.search(why, found.log_line)
+def test_layers_below_the_adapter_run_once(run, tiny_idefics3, method):
+    stored = run(tiny_idefics3, name="stored", method=[method], train={"max_steps": 50})
+    plain = run(tiny_idefics3, name="plain", method=[method], train={"max_steps": 50, "feature_store": "off"})
+    assert re.search(r"feature store: up to model.text_model.layers.0: \d+ rows, \d+ of them new", stored.printed)
+    assert stored.losses == pytest.approx(plain.losses, abs=1e-5) and len(stored.losses) == 50
+    assert stored.predictions == plain.predictions and len(stored.files) > ROWS
+
+
+def test_a_tower_runs_once_an_image(run, tiny_idefics3, monkeypatch):
+    calls = []
+    forward = Idefics3VisionTransformer.forward
+
+    def counted(self, pixel_values, **kwargs):
+        calls.append(len(pixel_values))
+        return forward(self, pixel_values, **kwargs)
+
+    monkeypatch.setattr(Idefics3VisionTransformer, "forward", counted)
+    sum_of = []
+    for steps in (3, 30):
+        calls.clear()
+        found = run(tiny_idefics3, name=f"run{steps}", method=PROJECTOR, train={"max_steps": steps})
+        sum_of.append(sum(calls))
+        before = len(found.files)
+    assert before == ROWS
+    # Beside the images themselves, a run reads a few rows to find the boundary and to check it, and its probe; the
+    # second run finds all images stored.
+    assert sum_of[0] - sum_of[1] == ROWS
+
+
+def test_it_is_off_where_the_first_layer_of_the_tower_trains(run, tiny_idefics3, monkeypatch):
+    monkeypatch.setattr("finetune.training.boundary._LEAST", 0.9)  # the embeddings are most of a tiny tower
+    found = run(tiny_idefics3, method=[{"name": "lora", "towers": {"language": "none", "vision": "all-linear"}}])
+    assert "feature store off: the adapter begins near the first layer of the vision tower" in found.log_line
+    assert not found.files and len(found.losses) == 3
 
 
 def test_it_is_off_where_there_is_no_room(run):
@@ -197,9 +288,10 @@ def test_it_is_off_where_there_is_no_room(run):
 
 
 def test_it_is_off_where_logits_would_differ(run, monkeypatch):
-    monkeypatch.setattr(
-        "finetune.families.features._flat", lambda out: torch.cat([x.reshape(-1, x.shape[-1]) for x in out]) * 1.01
-    )
+    def changed(*args):
+        return {path: tuple(one * 1.01 for one in tensors) for path, tensors in record(*args).items()}
+
+    monkeypatch.setattr("finetune.runs.frozen_features.record", changed)
     assert re.search(r"feature store off: the logits of row \S+ would differ by ", run().log_line)
 
 
@@ -235,7 +327,7 @@ def test_the_cap_is_held_where_rows_grow(make_filler):
 
 def test_one_large_row_does_not_stop_what_fits(make_filler):
     filler, made = make_filler(sizes=[2000] + [1] * 30, max_bytes=200_000)
-    assert isinstance(filler.fill([row(i) for i in range(31)]), StoredFeatures) and len(made) == 31
+    assert isinstance(filler.fill([row(i) for i in range(31)]), dict) and len(made) == 31
 
 
 def test_too_little_memory_for_the_tower_is_no_end(make_filler):
@@ -254,7 +346,7 @@ def make_filler():
     def make(*, sizes, max_bytes, error=None):
         made = []
 
-        def compute(images):
+        def compute(row, images):
             if error:
                 raise error
             made.append(1)
@@ -262,8 +354,15 @@ def make_filler():
 
         filler = Filler(
             store=FeatureStore({"base": "x"}),
+            content=Content(
+                title="the images of",
+                key=lambda row: places_of(row.images),
+                texts=lambda row: (),
+                compute=compute,
+                needs_images=True,
+                has_features=lambda row: True,
+            ),
             open_images=lambda row: [Image.fromarray(image) for image in row.images],
-            compute=compute,
             max_bytes=max_bytes,
             accelerator=Accelerator(cpu=True),
             log=print,
