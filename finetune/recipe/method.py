@@ -29,7 +29,7 @@ class TowerTarget(Section):
         default="all-linear", examples=[["q_proj", "v_proj"]]
     )
     """``all-linear``, ``none``, or a list of module names."""
-    layers: Layers | None = Field(default=None, examples=["last 8"])
+    layers: Layers | None = Field(default=None, exclude_if=lambda it: it is None, examples=["last 8"])
     """Layers in which these modules are adapted: last N, A-B, or a list of numbers from 0; by default all."""
     r: PositiveInt | None = Field(default=None, examples=[4])
     """Rank in this tower; by default that of the method."""
@@ -169,7 +169,7 @@ class FullModulesSection(MethodSection):
     """The name of the method."""
     parameters: Annotated[list[Literal["projector", "norms"]], Field(min_length=1)]
     """The parameters that are copied: all of the projector, or the norms of the language tower."""
-    layers: Layers | None = Field(default=None, examples=["last 8"])
+    layers: Layers | None = Field(default=None, exclude_if=lambda it: it is None, examples=["last 8"])
     """Layers of the language tower whose norms are copied: last N, A-B, or a list of numbers from 0; by default all."""
     lr_ratio: Annotated[float, Field(gt=0)] = Field(default=1.0, examples=[0.1])
     """Factor on train.learning_rate for the copies."""

@@ -17,9 +17,9 @@ from finetune.errors import ModelError
 from finetune.evaluation.predict import blanked
 from finetune.methods.adapter import attach, detach
 from finetune.runs.feature_checks import why_not_exact
-from finetune.training.boundary import find_boundaries
 from finetune.training.feature_store import FeatureStore, StoredFeatures, places_of, row_key
 from finetune.training.filling import Content, Filler
+from finetune.training.find_boundaries import find_boundaries
 from finetune.training.memory import is_out_of_memory
 from finetune.training.replay import Replay, record
 
@@ -156,9 +156,12 @@ class _Filling:
         """Return the boundaries of the base with the adapter of the recipe, which is attached for one forward."""
         base = self.base
         batch = self.collator.training_batch([(self.few[0], True)]).to(base.model.device, base.model.dtype)
+        plain = [name for name, _ in base.model.named_modules()]
         attach(base.host, self.recipe.parts)
         try:
-            return find_boundaries(base.model, batch.inputs, lambda inputs: base.family.outputs(base.model, inputs))
+            return find_boundaries(
+                base.model, plain, batch.inputs, lambda inputs: base.family.outputs(base.model, inputs)
+            )
         except ModelError as error:
             return str(error)
         except RuntimeError as error:

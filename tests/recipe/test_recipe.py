@@ -48,7 +48,10 @@ def test_a_good_recipe(write):
             r"method.towers.visio: the base has no such tower. Did you mean 'vision'\? It has language, projector, v",
         ),
         ("method.towers.langage=none", r"method.towers.langage: .* Did you mean 'language'\?"),
-        ("method.towers.fusion={rank: 4}", "method.towers.fusion.rank: unknown key. Allowed here: target_modules, r, "),
+        (
+            "method.towers.fusion={rank: 4}",
+            "method.towers.fusion.rank: unknown key. Allowed here: target_modules, layers, r",
+        ),
         ("method.name=lorra", r"r.yaml: unknown method.name 'lorra'. Did you mean 'lora'\?"),
         ("data.source=json", "'json': use data.source=jsonl, with one JSON object a line"),
         ("train.batch_size=many", "train.batch_size: .*integer.*Got 'many'"),

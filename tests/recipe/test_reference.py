@@ -7,7 +7,7 @@ import pytest
 
 from finetune.cli import main
 from finetune.errors import RecipeError
-from finetune.recipe import Recipe, TrainSection, parse_recipe, read_value
+from finetune.recipe import FullModulesSection, Recipe, TrainSection, parse_recipe, read_value
 from finetune.recipe.key_types import listed_values
 from finetune.recipe.reference import anchor, recipe_tables, reference_text
 from finetune.recipe.schema import recipe_schema
@@ -39,6 +39,8 @@ def needed(key):
     of = {other.name: value(row[-1]) for other, row in CELLS if other.section is key.section and other.name in raw}
     if key.section is TrainSection and key.name not in ("epochs", "max_steps"):
         of["epochs"] = 1
+    if key.section is FullModulesSection and key.name == "layers":
+        of["parameters"] = ["norms"]
     return of
 
 

@@ -217,6 +217,7 @@ def test_a_changed_image_has_features_of_its_own(run, rows_folder):
 PROJECTOR = [{"name": "lora", "towers": {"language": "none", "projector": "all-linear"}}]
 BEGINS = {
     "projector, LoRA": (PROJECTOR, "model.vision_model"),
+    "projector, dropout": ([{**PROJECTOR[0], "lora_dropout": 0.1}], "model.vision_model"),
     "projector, whole": ([{"name": "full_modules", "parameters": ["projector"]}], "model.vision_model"),
     "vision, last layer": (
         [{"name": "lora", "towers": {"language": "none", "vision": {"layers": "last 1"}}}],
@@ -275,7 +276,7 @@ def test_a_tower_runs_once_an_image(run, tiny_idefics3, monkeypatch):
 
 
 def test_it_is_off_where_the_first_layer_of_the_tower_trains(run, tiny_idefics3, monkeypatch):
-    monkeypatch.setattr("finetune.training.boundary._LEAST", 0.9)  # the embeddings are most of a tiny tower
+    monkeypatch.setattr("finetune.training.find_boundaries._LEAST", 0.9)  # the embeddings are most of a tiny tower
     found = run(tiny_idefics3, method=[{"name": "lora", "towers": {"language": "none", "vision": "all-linear"}}])
     assert "feature store off: the adapter begins near the first layer of the vision tower" in found.log_line
     assert not found.files and len(found.losses) == 3
