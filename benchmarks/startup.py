@@ -28,7 +28,6 @@ from benchmarks.measure import BenchmarkError
 from benchmarks.models import SETUPS
 from benchmarks.results import machine
 from benchmarks.rows import QUESTION, write_rows
-from finetune.adapters.manifest import AdapterManifest
 from finetune.assemble.loading import load_base
 from finetune.registry import AdapterRegistry
 

@@ -1,1 +1,1 @@
-"""The floors of ``benchmarks.startup``: scripts of torch and transformers alone, which import nothing of this project."""
+"""Floors of ``benchmarks.startup``: torch and transformers alone, without an import of this project."""

@@ -13,6 +13,7 @@ from finetune.adapters.reference import AdapterRef
 from finetune.core.base_options import add_base_options
 from finetune.core.extras import require_extra
 from finetune.core.outside_text import LogFormatter
+from finetune.core.quick_imports import quick_imports
 from finetune.errors import LaunchError, brief
 from finetune.launch.listening import is_loopback, listening
 from finetune.preflight import check_adapter
@@ -93,8 +94,9 @@ def _serve(args: argparse.Namespace) -> int:
     with listening(args.host, args.port) as listener:
         for ref in refs or ["base"]:
             check_adapter(ref, base=args.base, registry=args.registry)
-        from finetune.server.run import serve
-        from finetune.serving.loading import load
+        with quick_imports():
+            from finetune.server.run import serve
+            from finetune.serving.loading import load
 
         vlm = load(
             refs[0] if args.base is None else "base",
