@@ -24,6 +24,7 @@ from finetune.export import command as export_command
 from finetune.launch.command import EXIT_CODES, CommandParser, exit_code_of
 from finetune.registry import cli as registry_commands
 from finetune.server import command as server_command
+from finetune.serving import warming
 
 _SWEEP_HELP = (
     "such as seed=1,2,3; a single value applies to all runs; put a value with a comma in quotes or brackets. "
@@ -116,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation_command.add_parser(verbs)
     export_command.add_parser(verbs)
     server_command.add_parser(add)
-    registry_commands.add_parser(verbs)
+    registry_commands.add_parser(verbs, warming.add_verbs)
     return parser
 
 
