@@ -20,8 +20,10 @@ import json, sys
 from finetune.cli import main
 code = main(sys.argv[1:])
 unwanted = {"bitsandbytes", "datasets", "peft", "torch._inductor.compile_fx"} & sys.modules.keys()
-ours = {name: vars(module).values() for name, module in sys.modules.items() if name.startswith("finetune")}
-holders = [n for n, parts in ours.items() if any(str(getattr(p, "__module__", "")).startswith("accelerate") for p in parts)]
+def is_of_accelerate(part):
+    return str(getattr(part, "__module__", "")).startswith("accelerate")
+ours = {name: module for name, module in sys.modules.items() if name.startswith("finetune")}
+holders = [name for name, module in ours.items() if any(map(is_of_accelerate, vars(module).values()))]
 print(json.dumps([code, sorted(unwanted), holders]))
 """
 
