@@ -44,10 +44,11 @@ WANTED = {
     "switch_vs_peft": 20.0,
     "cold_vs_floor": 2.0,
     "cold_vs_peft": 8.0,
+    "cold_with_probe_ms": 1500.0,
     "mixed_vs_separate": 2.5,
     "mixed_vs_peft": 1.5,
 }
-_AT_MOST = ("switch_ms_1", "switch_ms_64", "switch_growth", "cold_vs_floor")
+_AT_MOST = ("switch_ms_1", "switch_ms_64", "switch_growth", "cold_vs_floor", "cold_with_probe_ms")
 Times = dict[str, list[float]]  # who -> seconds of each round
 
 
@@ -180,7 +181,7 @@ def measure_cold(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapter
 
 
 def measure_probe(ours: VisionLanguageModel, ref: str) -> float:
-    """Return the seconds of a load that finds no receipt."""
+    """Return the seconds of a load that finds no receipt, and the values of the base alone."""
     begun = time.perf_counter()
     loaded = ours.add(ref)
     seconds = time.perf_counter() - begun

@@ -17,12 +17,14 @@ from typing import Any
 
 from finetune.core.base_options import add_base_options
 from finetune.core.outside_text import for_stream
+from finetune.core.quick_imports import quick_imports
 from finetune.errors import DataError
 from finetune.evaluation import command as evaluation_command
 from finetune.export import command as export_command
 from finetune.launch.command import EXIT_CODES, CommandParser, exit_code_of
 from finetune.registry import cli as registry_commands
 from finetune.server import command as server_command
+from finetune.serving import warming
 
 _SWEEP_HELP = (
     "such as seed=1,2,3; a single value applies to all runs; put a value with a comma in quotes or brackets. "
@@ -115,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation_command.add_parser(verbs)
     export_command.add_parser(verbs)
     server_command.add_parser(add)
-    registry_commands.add_parser(verbs)
+    registry_commands.add_parser(verbs, warming.add_verbs)
     return parser
 
 
@@ -125,7 +127,8 @@ def _demo(args: argparse.Namespace) -> int:
     check_output_folder(args.output_dir, key="--output-dir")
     if args.json is not None:
         check_output_place(args.json, option="--json")
-    from finetune.demo import run_demo
+    with quick_imports():
+        from finetune.demo import run_demo
 
     return run_demo(args.output_dir.absolute(), json_file=args.json)
 
@@ -151,7 +154,8 @@ def _find_lr(args: argparse.Namespace) -> int:
 
     check_rates(args.first, args.last, args.steps)
     check_recipe(recipe, splits=("train",), writes=False)
-    from finetune.runs.find_lr import find_lr
+    with quick_imports():
+        from finetune.runs.find_lr import find_lr
 
     print(find_lr(recipe, first=args.first, last=args.last, steps=args.steps))
     return 0
@@ -161,7 +165,8 @@ def _ask(args: argparse.Namespace) -> int:
     from finetune.preflight import check_question
 
     check_question(args.ref, args.image, base=args.base, registry=args.registry)
-    from finetune.serving.loading import load
+    with quick_imports():
+        from finetune.serving.loading import load
 
     held = {"device": args.device, "dtype": args.dtype, "quantization": args.quantization}
     vlm = load(args.ref, base=args.base, registry=args.registry, **held)

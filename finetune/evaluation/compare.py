@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from finetune.core.extras import require_extra
 from finetune.core.outside_text import safe_line
+from finetune.core.quick_imports import quick_imports
 from finetune.errors import RecipeError
 from finetune.evaluation.cells import cells
 from finetune.metrics.names import BASE
@@ -43,13 +44,14 @@ def evaluate(
     """
     require_extra("torch", what="evaluate")
     check_comparison(refs, recipes, registry=registry)
-    from finetune.assemble.loading import base_of
-    from finetune.assemble.rows import examples_of
-    from finetune.data.survey import Survey
-    from finetune.evaluation.evaluate import Evaluation, evaluate_rows
-    from finetune.evaluation.prompt_checks import check_answers, with_longest_answer
-    from finetune.evaluation.split import predictor_of
-    from finetune.serving.vision_language_model import VisionLanguageModel
+    with quick_imports():
+        from finetune.assemble.loading import base_of
+        from finetune.assemble.rows import examples_of
+        from finetune.data.survey import Survey
+        from finetune.evaluation.evaluate import Evaluation, evaluate_rows
+        from finetune.evaluation.prompt_checks import check_answers, with_longest_answer
+        from finetune.evaluation.split import predictor_of
+        from finetune.serving.vision_language_model import VisionLanguageModel
 
     base = base_of(next((recipe for recipe in recipes if how_rows_are_put(recipe)), recipes[0]))
     vlm = VisionLanguageModel(base, registry=registry or AdapterRegistry())

@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune.core.base_options import add_quantization
 from finetune.core.outside_text import safe_block, safe_line
+from finetune.core.quick_imports import quick_imports
 from finetune.errors import ExportError
 from finetune.export.choosing import NO_ADAPTER, check_choice, check_quantization
 from finetune.plugins import names
@@ -81,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
 
         refuse_occupied(Path(args.output).expanduser().absolute())
     check_adapter(args.ref, base=args.base, revision=args.revision, registry=args.registry)
-    from finetune.export.exporting import export_adapter
+    with quick_imports():
+        from finetune.export.exporting import export_adapter
 
     def show(message: Warning | str, *where: object) -> None:
         print(f"warning: {safe_line(str(message))}", file=sys.stderr)

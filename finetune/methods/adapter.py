@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Attachment
 from finetune.lookup import did_you_mean
 from finetune.methods.hooks import reached
+from finetune.methods.peft_layers import peft_layers
 from finetune.methods.prompt_tuning import placeholders_of
 from finetune.plugins import find, in_use, names
 
@@ -159,12 +159,11 @@ def _method(name: str) -> Method:
 
 
 def _refuse_adapted(model: PreTrainedModel) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            raise MethodError(
-                f"the model must not carry an adapter, but has one at {name}. Load a fresh base: adapters cannot be "
-                "stacked."
-            )
+    for name, _ in peft_layers(model):
+        raise MethodError(
+            f"the model must not carry an adapter, but has one at {name}. Load a fresh base: adapters cannot be "
+            "stacked."
+        )
     if reached(model) or any(_method(name).is_attached(model) for name in in_use("methods")):
         raise MethodError(
             "the model must not carry an adapter, but has one. Load a fresh base: adapters cannot be stacked."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from finetune.errors import ManifestError, MethodError, brief
@@ -12,6 +11,7 @@ from finetune.interfaces import Part
 from finetune.methods.copies import CopiesMethod, CopiesUpdate, by_module
 from finetune.methods.layers import in_layers
 from finetune.methods.modules import module_at, tower_paths
+from finetune.methods.peft_layers import is_peft_layer
 from finetune.methods.reach import unreached_parameters
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _originals(model: nn.Module, towers: Towers, group: str, options: FullModule
     paths = towers.get("projector" if group == "projector" else "language", ())
     for path in paths:
         for name, module in model.get_submodule(path).named_modules(prefix=path):
-            if isinstance(module, BaseTunerLayer) and group == "projector":
+            if is_peft_layer(module) and group == "projector":
                 raise MethodError(
                     f"LoRA adapts {name}, so full_modules cannot train it too. Set "
                     "method.towers.projector: none, or remove 'projector' from full_modules."

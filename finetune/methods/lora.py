@@ -1,7 +1,7 @@
 """LoRA: a low-rank update beside frozen linear modules (Hu et al., https://arxiv.org/abs/2106.09685).
 
-In training, the layers are PEFT's. This module chooses the modules that they wrap, by full name, and their config. A
-finished LoRA has no layers: it is an update for each of those modules.
+In training, the layers are PEFT's (``lora_training``). A finished LoRA has no layers and needs no PEFT: it is an update
+for each module that they wrapped.
 """
 
 from __future__ import annotations
@@ -10,18 +10,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from finetune.errors import ManifestError, brief
-from finetune.interfaces import Part
-from finetune.methods.lora_forward import fold_additions
-from finetune.methods.lora_options import check_options
+from finetune.methods.lora_options import MAGNITUDE, PREFIX, check_options
 from finetune.methods.lora_update import DoraUpdate, LoraUpdate
 from finetune.methods.modules import module_at, tower_paths
-from finetune.methods.targets import named_targets, resolve_targets
-from finetune.tables import FIXED_PEFT_CONFIG
+from finetune.methods.peft_layers import peft_layers
+from finetune.methods.targets import named_targets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,12 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from finetune.adapters.manifest import PartDescription
-    from finetune.interfaces import Host, Towers, Update
+    from finetune.interfaces import Host, Part, Towers, Update
     from finetune.recipe import LoraSection
-
-ADAPTER_NAME = "default"  # name of the adapter in training in PEFT's layers
-_PREFIX = "base_model.model."  # of every tensor name in a PEFT folder
-_MAGNITUDE = "lora_magnitude_vector"  # PEFT's name for it in a saved file
 
 
 class Lora:
@@ -46,43 +37,9 @@ class Lora:
         Raises:
             MethodError: the base lacks a tower, or a tower's target matches nothing.
         """
-        modules, notes = resolve_targets(host, options.towers)
-        ranks: dict[str, int] = {}
-        alphas: dict[str, float] = {}
-        for tower, names in modules.items():
-            target = options.towers.of(tower)
-            for name in names:
-                if target.r is not None and target.r != options.r:
-                    ranks[name] = target.r
-                if target.lora_alpha is not None and target.lora_alpha != options.lora_alpha:
-                    alphas[name] = target.lora_alpha
-        chosen = {
-            "r": options.r,
-            "lora_alpha": options.lora_alpha,
-            "lora_dropout": options.lora_dropout,
-            "use_rslora": options.use_rslora,
-            "use_dora": options.use_dora,
-            "rank_pattern": ranks,
-            "alpha_pattern": alphas,
-        }
-        names = [name for names in modules.values() for name in names]
-        _inject(host.model, names, chosen)
-        parameters = _parameters(host.model)
-        for name in names:
-            fold_additions(host.model.get_submodule(name))
-        for parameter in parameters.values():
-            # Small updates would be rounded away in the half precision of a base; PEFT's layers cast their inputs.
-            parameter.data = parameter.data.float()
-        return Part(
-            method="lora",
-            options=chosen,
-            modules=modules,
-            parameters=parameters,
-            # B starts at zero, so the gradient of A is zero until B has moved once.
-            alive_after={name: 2 if ".lora_A." in name else 1 for name in parameters},
-            learning_rates=_learning_rates(parameters, modules, options),
-            notes=tuple(notes),
-        )
+        from finetune.methods.lora_training import attach_lora  # imports PEFT, which takes seconds
+
+        return attach_lora(host, options)
 
     def check(self, model: nn.Module, towers: Towers, options: LoraSection) -> None:
         """Raise MethodError if a name in the recipe matches no linear module of its tower."""
@@ -90,24 +47,22 @@ class Lora:
 
     def detach(self, model: nn.Module) -> None:
         """Take the layers out, so that the tree is the base's own again."""
-        for name, module in list(model.named_modules()):
-            if isinstance(module, LoraLayer):
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, module.get_base_layer())
+        for name, layer in list(peft_layers(model)):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
         vars(model).pop("peft_config", None)
 
     def is_attached(self, model: nn.Module) -> bool:
         """Return whether the model holds a layer of PEFT's."""
-        return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+        return any(True for _ in peft_layers(model))
 
     def switch(self, model: nn.Module, on: bool) -> None:
         """Have the layers add their update, or not.
 
         PEFT's own set_adapter also touches every parameter's requires_grad.
         """
-        for module in model.modules():
-            if isinstance(module, LoraLayer):
-                module._disable_adapters = not on
+        for _, layer in peft_layers(model):
+            layer._disable_adapters = not on
 
     def expected_tensors(
         self, model: nn.Module, towers: Towers, description: PartDescription
@@ -142,8 +97,8 @@ class Lora:
                     f"the adapter is a DoRA, which needs the row norms of {name!r}, but the base holds it in 8 bit. "
                     "Load the base with quantization='4bit', or without quantization."
                 )
-            shapes = {"lora_A.weight": (r, width_in), "lora_B.weight": (width_out, r), _MAGNITUDE: (width_out,)}
-            expected |= {f"{_PREFIX}{name}.{kind}": shapes[kind] for kind in _kinds(options)}
+            shapes = {"lora_A.weight": (r, width_in), "lora_B.weight": (width_out, r), MAGNITUDE: (width_out,)}
+            expected |= {f"{PREFIX}{name}.{kind}": shapes[kind] for kind in _kinds(options)}
         return expected
 
     def updates(
@@ -159,7 +114,7 @@ class Lora:
             scaling = alpha / math.sqrt(r) if options["use_rslora"] else alpha / r
             # In fp32, as in training, for a base of any dtype.
             down, up, *magnitude = (
-                tensors[f"{_PREFIX}{name}.{kind}"].to(module.weight.device, torch.float32) for kind in _kinds(options)
+                tensors[f"{PREFIX}{name}.{kind}"].to(module.weight.device, torch.float32) for kind in _kinds(options)
             )
             updates[name] = (DoraUpdate if magnitude else LoraUpdate)(module, down, up, scaling, *magnitude)
         return updates
@@ -167,34 +122,4 @@ class Lora:
 
 def _kinds(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the suffixes of the tensor names of each module."""
-    return ("lora_A.weight", "lora_B.weight", *([_MAGNITUDE] if options["use_dora"] else []))
-
-
-def _inject(model: nn.Module, modules: list[str], options: Mapping[str, Any]) -> None:
-    chosen = {**options, **FIXED_PEFT_CONFIG, "inference_mode": False}
-    inject_adapter_in_model(LoraConfig(**chosen, target_modules=list(modules)), model, ADAPTER_NAME)
-
-
-def _learning_rates(
-    parameters: Mapping[str, nn.Parameter], modules: Mapping[str, list[str]], options: LoraSection
-) -> dict[str, float]:
-    """Return parameter name -> the factor on the learning rate, without factors of 1."""
-    of_tower = {name: options.towers.of(tower).lr_ratio for tower, names in modules.items() for name in names}
-    rates = {}
-    for name in parameters:
-        module = name.removeprefix(_PREFIX).rpartition(".lora_")[0]
-        rates[name] = of_tower[module] * (options.loraplus_lr_ratio if ".lora_B." in name else 1)
-    return {name: rate for name, rate in rates.items() if rate != 1}
-
-
-def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the saved name of each tensor of the adapter in training -> the live parameter."""
-    parameters: dict[str, nn.Parameter] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            for part in ("lora_A", "lora_B"):
-                parameters[f"{_PREFIX}{name}.{part}.weight"] = getattr(module, part)[ADAPTER_NAME].weight
-            if ADAPTER_NAME in module.lora_magnitude_vector:
-                magnitude: Any = module.lora_magnitude_vector[ADAPTER_NAME]
-                parameters[f"{_PREFIX}{name}.{_MAGNITUDE}"] = magnitude.weight
-    return parameters
+    return ("lora_A.weight", "lora_B.weight", *([MAGNITUDE] if options["use_dora"] else []))

@@ -1,10 +1,13 @@
-"""The allowed options of a finished LoRA adapter. Imports no PEFT, so any engine's environment can check them."""
+"""The allowed options and the tensor names of a finished LoRA. Imports no PEFT, so any environment can check them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import ManifestError, brief
 from finetune.tables import LORA_OPTIONS
+
+PREFIX = "base_model.model."  # of every tensor name in a PEFT folder
+MAGNITUDE = "lora_magnitude_vector"  # PEFT's name for it in a saved file
 
 
 def check_options(options: Mapping[str, Any], modules: list[str]) -> None:

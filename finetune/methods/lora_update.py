@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
 from torch.nn.functional import linear
 
 from finetune.errors import MethodError
@@ -80,7 +79,7 @@ class DoraUpdate(LoraUpdate):
         self.magnitude = magnitude
         self.bias: Any = module.bias
         # PEFT computes this at every call. The base does not change, so once is enough, by the same operations.
-        weight = dequantize_module_weight(module).to(down.dtype)
+        weight = _dequantized(module).to(down.dtype)
         eye = torch.eye(down.shape[1], device=down.device, dtype=down.dtype)
         change = linear(linear(eye, down), up).T  # [O, I]
         norm = torch.linalg.norm(weight + scaling * change, dim=1)
@@ -106,3 +105,12 @@ def is_quantized(module: nn.Module) -> bool:
     """Return whether a module's weight is held in 4 or 8 bit."""
     weight: Any = module.weight
     return not weight.is_floating_point()
+
+
+def _dequantized(module: Any) -> Tensor:
+    """Return the weight of a module in floating point; PEFT refuses DoRA on 8 bit as we do, so 4 bit remain."""
+    if not is_quantized(module):
+        return module.weight
+    from bitsandbytes.functional import dequantize_4bit  # loaded already, with the quantized base
+
+    return dequantize_4bit(module.weight.data, module.weight.quant_state)

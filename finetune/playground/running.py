@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.core.extras import require_extra
+from finetune.core.quick_imports import quick_imports
 from finetune.errors import LaunchError
 from finetune.launch.listening import is_loopback, listening, names_loopback
 from finetune.registry import AdapterRegistry
@@ -83,10 +84,11 @@ def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host
 def _load(
     refs: Sequence[str], base: str | None, registry: AdapterRegistry, folder: Path, held: dict[str, Any]
 ) -> Playground:
-    from finetune.families.base import embedded_path
-    from finetune.playground.examples import draw_examples
-    from finetune.playground.playground import Playground
-    from finetune.serving.loading import load
+    with quick_imports():
+        from finetune.families.base import embedded_path
+        from finetune.playground.examples import draw_examples
+        from finetune.playground.playground import Playground
+        from finetune.serving.loading import load
 
     first = "base" if base else next(ref for ref in refs if ref != "base")
     vlm = load(first, base=base, registry=registry, **held)

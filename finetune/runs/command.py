@@ -4,6 +4,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.core.quick_imports import quick_imports
 from finetune.errors import StoppedError
 from finetune.preflight import check_recipe
 from finetune.recipe import load_recipe
@@ -23,7 +24,8 @@ def train_config(config: str | Path, overrides: Sequence[str]) -> None:
     try:
         recipe = load_recipe(config, overrides)
         check_recipe(recipe)
-        from finetune.runs.train import train
+        with quick_imports():
+            from finetune.runs.train import train
 
         train(recipe)
     except KeyboardInterrupt:

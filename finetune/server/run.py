@@ -30,7 +30,9 @@ _LAST_SECONDS = 1.0  # that clients have to read the end of their answer
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, listener: socket.socket) -> int:
+def serve(
+    vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, listener: socket.socket, *, begun: float
+) -> int:
     """Answer requests until a signal asks to stop; running requests may end first.
 
     Args:
@@ -38,6 +40,7 @@ def serve(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, lis
         refs: the references of the adapters that clients may always ask; they are loaded first.
         settings: the bounds of the server.
         listener: the bound socket.
+        begun: the time of the start, of ``time.monotonic``.
 
     Returns:
         128 plus the number of the signal.
@@ -53,7 +56,7 @@ def serve(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, lis
         )
     for ref in refs:
         vlm.add(ref)
-    server = Server(Service(vlm, refs, settings), _introduction(vlm, refs, settings, listener))
+    server = Server(Service(vlm, refs, settings), _introduction(vlm, refs, settings, listener), begun=begun)
     asyncio.run(server.serve(sockets=[listener]))
     assert server.signum is not None
     return _ended(128 + server.signum)
@@ -65,9 +68,10 @@ class Server(uvicorn.Server):
     Args:
         service: the service that answers.
         introduction: the text to print when it listens.
+        begun: the time of the start, of ``time.monotonic``.
     """
 
-    def __init__(self, service: Service, introduction: str):
+    def __init__(self, service: Service, introduction: str, *, begun: float):
         super().__init__(
             uvicorn.Config(
                 make_app(service),
@@ -83,14 +87,15 @@ class Server(uvicorn.Server):
             )
         )
         self.signum: int | None = None
-        self._service, self._introduction = service, introduction
+        self._service, self._introduction, self._begun = service, introduction, begun
         self._loop: asyncio.AbstractEventLoop | None = None  # set once the server stops
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
         asyncio.get_running_loop().set_exception_handler(QuietErrors())
         await super().startup(sockets)
-        print(self._introduction, flush=True)
+        seconds = time.monotonic() - self._begun
+        print(f"{self._introduction}; ready after {seconds:.1f} s; Ctrl-C stops", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop when all requests have ended, or when their time is over."""
@@ -162,5 +167,5 @@ def _introduction(vlm: VisionLanguageModel, refs: Sequence[str], settings: Setti
     keys = f"API keys: {len(settings.api_keys)}" if settings.api_keys else "no API key needed"
     return (
         f"serving on http://{where}:{port}/v1\n  base: {model}\n  models: {', '.join([BASE, *refs])}{on_demand}\n"
-        f"  {keys}; Ctrl-C stops"
+        f"  {keys}"
     )

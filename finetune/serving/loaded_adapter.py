@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune.adapters.base_identity import require_same_base, require_same_processor
-from finetune.adapters.probe import compare
 from finetune.adapters.requirements import require_usable
 from finetune.methods.adapter import placeholders, require_expected, updates
-from finetune.methods.hooks import PLAIN, ActiveAdapter
-from finetune.serving.receipts import find_receipt, keep_receipt
+from finetune.methods.hooks import ActiveAdapter
+from finetune.serving.probing import probe_once
 
 if TYPE_CHECKING:
     from finetune.adapters.folder import AdapterFolder
@@ -63,10 +62,7 @@ def bring_in(base: Base, hooks: AdapterHooks, folder: AdapterFolder, *, ref: str
     found = updates(base.model, manifest.adapter, folder.tensors)
     hooks.add(found)
     try:
-        probe = find_receipt(base, folder.digest)
-        if probe is None:
-            probe = _probe(base, hooks, manifest, ActiveAdapter(updates=found))
-            keep_receipt(base, folder.digest, probe)
+        probe = probe_once(base, hooks, folder, ActiveAdapter(updates=found))
         if probe.verdict == "inconclusive":
             warnings.warn(
                 f"{ref}: its effect on the probe is below the noise of {base.model.dtype}, so the load could not "
@@ -84,19 +80,4 @@ def bring_in(base: Base, hooks: AdapterHooks, folder: AdapterFolder, *, ref: str
         placeholders=placeholders(manifest.adapter),
         probe=probe,
         num_bytes=sum(update.num_bytes for update in found.values()),
-    )
-
-
-def _probe(base: Base, hooks: AdapterHooks, manifest: AdapterManifest, candidate: ActiveAdapter) -> ProbeResult:
-    with hooks.using(PLAIN):
-        off = base.probe(manifest.probe.seed)
-    with hooks.using(candidate):
-        on = base.probe(manifest.probe.seed, placeholders(manifest.adapter))
-    return compare(
-        manifest.probe,
-        off,
-        on,
-        dtype=base.model.dtype,
-        quantization=base.quantization,
-        has_head=manifest.adapter.has_head,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.errors import TrainingError
-from finetune.methods.lora import ADAPTER_NAME
+from finetune.methods.peft_layers import ADAPTER_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,6 +13,10 @@ def measured(name):
     return json.loads((MEASURED / f"2026-11-{name}.json").read_text(encoding="utf-8"))
 
 
+def start(case):
+    return f"{measured('30-cpu-startup')[f'{case}_vs_floor']:.2f}".lstrip("0")
+
+
 def text(page):
     return " ".join((DOCS / page).read_text(encoding="utf-8").split())
 
@@ -56,6 +60,13 @@ def rows():
 @pytest.mark.parametrize(("page", "words", "value"), rows())
 def test_numbers_are_measured(page, words, value):
     assert words.format(value) in text(page)
+
+
+def test_starts_take_what_was_measured():
+    page = text("benchmarks.md")
+    assert f"to the end of the process | {start('ask')} |" in page
+    assert f"attaches a LoRA | {start('train')} |" in page
+    assert f"the script is a FastAPI app | {start('serve')} |" in page
 
 
 def test_switching_takes_what_was_measured():

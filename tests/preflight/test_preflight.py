@@ -100,6 +100,7 @@ MISTAKES = {
     "serve, base": (["serve", "--base", "pockt", "--port", "0"], "Did you mean 'pocket'?"),
     "app, adapter": (["app", "retail/none", "--port", "0"], "no adapter 'retail/none'"),
     "app, port": (["app", "--base", "pocket", "--port", "{port}"], "cannot listen on 127.0.0.1, port {port}"),
+    "warm, adapter": (["registry", "warm", "retail/none", "--base", "pocket"], "no adapter 'retail/none'"),
     "demo, folder": (["demo", "--output-dir", "{here}/file"], "{here}/file is not a folder"),
     "schema, folder": (["schema", "{here}/file/schema.json"], "{here}/file is not a folder"),
     "evaluate, adapter": (["recipes/evaluate.py", "retail/none", "--on", "R"], "no adapter 'retail/none'"),

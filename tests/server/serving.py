@@ -51,7 +51,7 @@ class Running:
 def running(vlm, refs=(), **settings):
     """Yield a server that has only just begun, and stop it."""
     service = Service(vlm, refs, Settings(**settings))
-    server = Server(service, "serving a test")
+    server = Server(service, "serving a test", begun=time.monotonic())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

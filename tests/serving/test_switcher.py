@@ -332,9 +332,7 @@ def test_training_and_serving_do_not_share_a_model(vlm, adapters, tmp_path):
 
 def test_a_warning_that_is_made_an_error_leaves_nothing(vlm, adapters, monkeypatch):
     """As every warning is in these tests."""
-    monkeypatch.setattr(
-        "finetune.serving.loaded_adapter.compare", lambda *args, **kwargs: ProbeResult("inconclusive", 1.0)
-    )
+    monkeypatch.setattr("finetune.serving.probing.compare", lambda *args, **kwargs: ProbeResult("inconclusive", 1.0))
     with pytest.raises(UserWarning, match="its effect on the probe is below the noise"):
         vlm.add(adapters["lora", 0])
     assert vlm.switcher.loaded_adapters == () and not reached(vlm.model)

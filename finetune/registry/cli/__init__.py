@@ -8,11 +8,19 @@ from typing import Any
 
 from finetune.core.outside_text import safe_line
 from finetune.registry.cli import admin, between, daily, doctor, mirroring, promotion, signing
+from finetune.registry.cli.verbs import AddVerb
 from finetune.registry.registry import AdapterRegistry
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> argparse.ArgumentParser:
-    """Add ``registry`` and its subcommands; the parsed arguments hold ``run`` as ``args.run``."""
+def add_parser(
+    subparsers: "argparse._SubParsersAction[Any]", *more: Callable[[AddVerb], None]
+) -> argparse.ArgumentParser:
+    """Add ``registry`` and its subcommands; the parsed arguments hold ``run`` as ``args.run``.
+
+    Args:
+        subparsers: the subparsers of the command.
+        more: functions that add further verbs, which need what stands above the registry.
+    """
     parser = subparsers.add_parser(
         "registry",
         help="publish, find and fetch adapters",
@@ -38,6 +46,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> argparse.Argume
 
     for kind in (daily, promotion, between, mirroring, signing, admin, doctor):
         kind.add_verbs(add)
+    for add_verbs in more:
+        add_verbs(add)
     return parser
 
 

@@ -1,0 +1,1 @@
+"""Floors of ``benchmarks.startup``: torch and transformers alone, without an import of this project."""
