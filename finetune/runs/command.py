@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.errors import StoppedError
+from finetune.launch.threads import set_threads
 from finetune.preflight import check_recipe
 from finetune.recipe import load_recipe
 
@@ -23,6 +24,7 @@ def train_config(config: str | Path, overrides: Sequence[str]) -> None:
     try:
         recipe = load_recipe(config, overrides)
         check_recipe(recipe)
+        set_threads(recipe.train.num_threads)  # before torch is imported
         from finetune.runs.train import train
 
         train(recipe)
