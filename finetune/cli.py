@@ -154,6 +154,9 @@ def _find_lr(args: argparse.Namespace) -> int:
 
     check_rates(args.first, args.last, args.steps)
     check_recipe(recipe, splits=("train",), writes=False)
+    from finetune.launch.threads import set_threads
+
+    set_threads(recipe.train.num_threads)  # before torch is imported
     with quick_imports():
         from finetune.runs.find_lr import find_lr
 

@@ -29,6 +29,7 @@ from finetune.errors import LaunchError
 from finetune.launch.child import run_child
 from finetune.launch.command import exit_code_of
 from finetune.launch.hardware import Hardware, find_hardware, num_cores
+from finetune.launch.threads import waiting_env
 from finetune.lookup import did_you_mean, import_string
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,6 +192,7 @@ def training_env(env: Mapping[str, str], *, hardware: Hardware, nproc: int) -> d
     new = dict(env)
     new["FINETUNE_NUM_PROCESSES"] = str(nproc)
     new.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // nproc)))
+    new |= waiting_env(env)
     if hardware.kind == "cpu":
         # glibc returns large buffers to the system after every operation and allocates them again. Kept buffers
         # save most of the time that a training step spends in the kernel. Other C libraries ignore these variables.

@@ -124,6 +124,7 @@ class Recipe(Section):
             "save_total_limit",
             "resume",
             "num_workers",
+            "num_threads",
             "feature_store_max_bytes",
         ):
             del data["train"][key]

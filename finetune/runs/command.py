@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.core.quick_imports import quick_imports
 from finetune.errors import StoppedError
+from finetune.launch.threads import set_threads
 from finetune.preflight import check_recipe
 from finetune.recipe import load_recipe
 
@@ -24,6 +25,7 @@ def train_config(config: str | Path, overrides: Sequence[str]) -> None:
     try:
         recipe = load_recipe(config, overrides)
         check_recipe(recipe)
+        set_threads(recipe.train.num_threads)  # before torch is imported
         with quick_imports():
             from finetune.runs.train import train
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from finetune.assemble.loading import base_of
 from finetune.assemble.rows import check_rows
 from finetune.core.outside_text import safe_line
 from finetune.evaluation.split import predictor_of
 from finetune.families.quantization import quantized_modules
+from finetune.launch.threads import BusyCores
 from finetune.methods.adapter import attach
 from finetune.recipe import PromptSection
 from finetune.runs.frozen_features import collator_of_run
@@ -76,7 +79,10 @@ class Run:
         accelerator = strategy.accelerator
         track = accelerator.log if recipe.train.trackers else None
         main = accelerator.is_main_process
-        log = RunLog(recipe.run_folder, every=recipe.train.logging_steps, main=main, track=track)
+        # Each of several processes would take the others for those of someone else.
+        alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+        cores = BusyCores(torch.get_num_threads()) if alone else None
+        log = RunLog(recipe.run_folder, every=recipe.train.logging_steps, main=main, track=track, cores=cores)
         parent = Parent.read(recipe.adapter.init_from, registry) if recipe.adapter.init_from else None
         with accelerator.main_process_first():  # the other processes use its notes about images
             check_rows(recipe)

@@ -11,6 +11,7 @@ from finetune.assemble.batches import Batches
 from finetune.assemble.loading import check_method
 from finetune.evaluation.split import evaluate_run
 from finetune.evaluation.validation import base_alone, warnings_of, worse_than_base
+from finetune.launch.threads import set_threads
 from finetune.metrics.building import metrics_of
 from finetune.metrics.names import BASE
 from finetune.preflight import check_recipe
@@ -48,6 +49,7 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     check_recipe(recipe, registry=registry)
     check_trackers(recipe.train.trackers)
     check_method(recipe)
+    set_threads(recipe.train.num_threads)
     accelerator = accelerator_of(recipe)
     if recipe.adapter.publish and accelerator.is_main_process:
         # Check the key before hours of training: at the end no user may be present to type its passphrase.

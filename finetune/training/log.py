@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from finetune.launch.threads import BusyCores
     from finetune.training.validation import Validation
 
 _EVERY = 10  # the largest default number of steps between lines
@@ -31,6 +32,7 @@ class RunLog:
         main: whether this is the main process.
         track: the function that takes each line's numbers and its step, such as accelerate's ``log``; None without
             trackers.
+        cores: the measurement that tells whether other processes use the cores; None for none.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class RunLog:
         every: int | None,
         main: bool = True,
         track: Callable[[dict[str, Any], int], None] | None = None,
+        cores: BusyCores | None = None,
     ):
         self._asked, self.every, self.main, self.track = every, every or _EVERY, main, track
+        self._cores = cores
         self.file = folder / "log.jsonl"
         self.full = False  # whether a line could not be written
         self.bar: tqdm[Any] | None = None
@@ -76,6 +80,8 @@ class RunLog:
             dynamic_ncols=True,
             mininterval=1.0,
         )
+        if self._cores:
+            self._cores.start()
 
     def step(self, step: int, *, samples: int, tokens: int, seconds: float, **values: float) -> None:
         """Log one optimizer step; rates are over the time since the last line, without validation."""
@@ -93,6 +99,8 @@ class RunLog:
         self._write({"step": step, **{k: round(v, 6) for k, v in (values | rates).items()}})
         self._samples = self._tokens = 0
         self._busy = 0.0
+        if self._cores and (line := self._cores.explain()):
+            self.info(line)
 
     def validation(self, step: int, validation: Validation, *, best: bool) -> None:
         """Log a validation: a line with ``val.<metric>`` for each metric, and ``val.loss`` if it is finite."""

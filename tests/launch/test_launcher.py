@@ -18,7 +18,14 @@ APPLE = Hardware(kind="mps", num_devices=1, why="Apple GPU")
 
 @pytest.fixture(autouse=True)
 def plain_env(monkeypatch):
-    for name in ("NPROC", "OMP_NUM_THREADS", "ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES"):
+    for name in (
+        "NPROC",
+        "OMP_NUM_THREADS",
+        "OMP_WAIT_POLICY",
+        "GOMP_SPINCOUNT",
+        "ACCELERATE_USE_CPU",
+        "CUDA_VISIBLE_DEVICES",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -106,6 +113,7 @@ def test_hardware_and_nproc_choose_the_accelerate_config(hardware, nproc, config
     assert ("--main_process_port" in command) == (started > 1)
     assert env["FINETUNE_NUM_PROCESSES"] == str(started)
     assert env["OMP_NUM_THREADS"] == str(8 // started)
+    assert env["OMP_WAIT_POLICY"] == "PASSIVE"
     assert ("ACCELERATE_USE_CPU" in env) == (hardware is CPU)
 
 

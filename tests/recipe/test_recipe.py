@@ -198,7 +198,13 @@ def test_identity_leaves_out_where_things_lie_and_how_a_run_is_kept(write):
     path = write(GOOD)
     a, b = load_recipe(path), load_recipe(path, ["data.root=there", "model.name_or_path=/x", "train.output_dir=/y"])
     assert a.identity() == b.identity()
-    kept = ["train.resume=never", "train.save_steps=5", "train.trackers=[wandb]", "train.num_workers=2"]
+    kept = [
+        "train.resume=never",
+        "train.save_steps=5",
+        "train.trackers=[wandb]",
+        "train.num_workers=2",
+        "train.num_threads=1",
+    ]
     assert load_recipe(path, kept).identity() == a.identity()
     assert a.identity() != load_recipe(path, ["seed=1"]).identity()
 
