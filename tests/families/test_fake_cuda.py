@@ -11,17 +11,21 @@ kernels of bitsandbytes and flash-attn, torch.compile, the device's random gener
 """
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from finetune.assemble.batches import Batches
 from finetune.assemble.loading import load_base
+from finetune.core.batch import Batch, Features
 from finetune.errors import FinetuneError
-from finetune.methods.adapter import attach
+from finetune.methods.adapter import attach, detach
 from finetune.serving.batching import answer_rows
 from finetune.serving.switcher import Switcher
+from finetune.training.find_boundaries import find_boundaries
 from finetune.training.optimizer import make_optimizer, optimizer_tensors, set_learning_rate
+from finetune.training.replay import Replay, record
 from finetune.training.replicated import Replicated
 from finetune.training.trainable import GradientCheck, set_train_mode
 from tests.fake_cuda import CUDA, FakeCuda
@@ -142,18 +146,35 @@ def test_a_loaded_adapter_leaves_no_tensor_on_the_cpu(bases, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("family", GENERATIVE)
-def test_stored_features_leave_no_tensor_on_the_cpu(bases, family):
+def test_stored_features_leave_no_tensor_on_the_cpu(bases, tmp_path, family):
+    kept = examples()
+    boundary = boundary_of(bases[family], METHODS["projector"], kept[0], tmp_path)
     with FakeCuda():
-        base, kept = on_cuda(bases[family]), examples()
-        known = {
-            tuple(map(id, row.images)): base.family.image_features(base.model, base.processor, base.collator.open(row))
-            for row in kept
-        }
-        collator = base.collator.reading(lambda images: known[tuple(map(id, images))])
+        base = on_cuda(bases[family])
+        known = {row.id: recorded(base, boundary, row) for row in kept}
+        collator = base.collator.reading(lambda rows, *, supervised: [known[row.id] for row in rows])
+        Replay(base.model, [boundary])
         batch = collator.training_batch([(row, True) for row in kept]).to(CUDA, base.model.dtype)
-        assert "mm_encoder_outputs" in batch.inputs
         (term,) = base.objective(base.task(base.default_task)).terms(base.model, batch).values()
         assert term.loss_sum.device == CUDA
+
+
+def boundary_of(base, method, row, folder):
+    """The modules whose outputs a run of a method stores, found on the CPU: fake tensors have no graph."""
+    base = load_base(str(base), device="cpu", dtype="bfloat16")
+    names = [name for name, _ in base.model.named_modules()]
+    inputs = base.collator.training_batch([(row, True)]).to("cpu", base.model.dtype).inputs
+    attach(base.host, recipe_of(method, base.path, folder).parts)
+    try:
+        return find_boundaries(base.model, names, inputs, partial(base.family.outputs, base.model)).images
+    finally:
+        detach(base.model)
+
+
+def recorded(base, boundary, row):
+    step = base.family.image_step(base.processor, base.collator.open(row))
+    outputs = record(base.model, boundary, Batch(step.inputs, []).to(CUDA, base.model.dtype).inputs)
+    return Features(outputs=outputs, processed=step.processed, replacements=step.replacements)
 
 
 def test_a_tensor_left_on_the_cpu_is_an_error():
