@@ -1,6 +1,6 @@
-"""Predictions of rows side by side: plain transformers, our base over the same batches, and the way of a run.
+"""Evaluation side by side: plain transformers, our base over the same fixed batches, and the way of a run.
 
-python -m benchmarks.evaluation --json evaluation.json      takes about 20 minutes on an idle CPU core
+python -m benchmarks.evaluation --json evaluation.json      takes about 30 minutes on an idle CPU core
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCriteria, StoppingCriteriaList
@@ -29,7 +30,7 @@ from benchmarks.rows import read_rows, write_questions
 from finetune.assemble.batches import Batches
 from finetune.assemble.loading import load_base
 from finetune.core.example import Example, answer, as_images, ask
-from finetune.evaluation.predict import Predictor
+from finetune.evaluation.predict import Predictor, blanked
 from finetune.tasks.vqa import VqaConfig, VqaTask
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
 LENGTHS = {"short": (1, 5), "long": (1, 64), "full": (64, 64)}  # tokens of an answer, from and to
 BATCH_SIZE = {"a": 32, "b": 8, "tiny": 4}  # the default of a recipe, and that of the recipes for SmolVLM
 NUM_IMAGES = {"a": 64, "b": 12, "tiny": 6}
-WANTED = 1.5  # rows/s of ours over those of plain transformers, on both models, for short and for long answers
+WANTED = 1.5  # rows per second of ours over those of plain transformers, of a whole evaluation, on both models
+WANTED_FOR = ("short", "long")
+Seconds = dict[str, dict[str, dict[str, list[float]]]]
 
 
 class LimitedTask(VqaTask):
@@ -86,7 +89,7 @@ class Plain:
         texts = [
             self.processor.apply_chat_template(row.prompt, tokenize=False, add_generation_prompt=True) for row in rows
         ]
-        images = [[Image.open(source).convert("RGB") for source in row.images] for row in rows]
+        images = [[_opened(source) for source in row.images] for row in rows]
         inputs = self.processor(
             text=texts, images=images, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
         )
@@ -111,15 +114,38 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
             os.environ["FINETUNE_CACHE"] = str(Path(folder) / "cache")
             found = measure_model(name, Path(folder), options)
-        for lengths, times in found["seconds"].items():
-            for who in ("batches", "ours"):
-                figures[f"{who}_vs_plain_{name}_{lengths}"] = _ratio(times["plain"], times[who])
+        figures |= ratios(name, found["seconds"])
         details[name] = found
         print(table(name, found, figures), flush=True)
     if options.json:
         whole = figures | {"details": {"machine": machine(torch.device("cpu")), "models": details}}
         options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def ratios(name: str, seconds: Seconds) -> dict[str, float]:
+    """Return the ratios of rows per second of each way to those of plain transformers: medians over the rounds.
+
+    Args:
+        name: the name of the model.
+        seconds: the CPU seconds of each round, by lengths of answers, part of the evaluation, and way.
+    """
+    found = {}
+    for lengths, parts in seconds.items():
+        parts = {**parts, "evaluation": _sums(parts)}
+        for part, ways in parts.items():
+            for who in ways.keys() - {"plain"}:
+                rounds = zip(ways["plain"], ways[who], strict=True)
+                found[f"{who}_vs_plain_{name}_{lengths}_{part}"] = statistics.median(
+                    one / other for one, other in rounds
+                )
+    return dict(sorted(found.items()))
+
+
+def _sums(parts: dict[str, dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Return the seconds of all parts together, of each way in each round."""
+    ways = next(iter(parts.values()))
+    return {who: [sum(one) for one in zip(*(part[who] for part in parts.values()), strict=True)] for who in ways}
 
 
 def measure_model(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -149,13 +175,18 @@ def measure_model(name: str, folder: Path, options: argparse.Namespace) -> dict[
         "batches": lambda rows: _ours(base, rows, batch_size=batch_size, fixed=True),
         "ours": lambda rows: _ours(base, rows, batch_size=batch_size, fixed=False),
     }
-    seconds: dict[str, dict[str, list[float]]] = {}
+    ways = {who: ways[who] for who in options.ways.split(",")}
+    seconds: Seconds = {}
+    num_rows = {"images": len(written)}
     for lengths in options.lengths.split(","):
         rows = examples_of(written, *LENGTHS[lengths])
-        seconds[lengths] = measure(ways, rows, rounds=options.rounds)
+        blank, _ = blanked(rows)
+        num_rows["blank"] = len(blank)
+        measured = {part: measure(ways, of, rounds=options.rounds) for part, of in (("images", rows), ("blank", blank))}
+        seconds[lengths] = measured
     return {
         "title": setup.title,
-        "rows": len(written),
+        "rows": num_rows,
         "images": num_images,
         "batch_size": batch_size,
         "seconds": seconds,
@@ -223,24 +254,27 @@ def _ours(base: Base, rows: Sequence[Example], *, batch_size: int, fixed: bool) 
     return [str(found) for found in predictor([replace(row) for row in rows], title="benchmark")]
 
 
-def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
-    return statistics.median(one / other for one, other in zip(theirs, ours, strict=True))
+def _opened(source: Any) -> Image.Image:
+    return Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(source).convert("RGB")
 
 
 def table(name: str, found: dict[str, Any], figures: dict[str, float]) -> str:
     """Return the table of a model for people."""
+    num_rows = found["rows"] | {"evaluation": sum(found["rows"].values())}
     lines = [
         "",
-        f"({name}) {found['title']}: {found['rows']} rows about {found['images']} images, batches of "
-        f"{found['batch_size']}",
-        f"{'answers':10}{'':10}{'rows/CPU s':>11}{'ratio':>8}  wanted",
+        f"({name}) {found['title']}: {found['rows']['images']} rows about {found['images']} images, then "
+        f"{found['rows']['blank']} with blank ones, in batches of {found['batch_size']}",
+        f"{'answers':9}{'rows':12}{'':9}{'rows/CPU s':>11}{'ratio':>8}  wanted",
     ]
-    for lengths, times in found["seconds"].items():
-        for who, seconds in times.items():
-            ratio = figures.get(f"{who}_vs_plain_{name}_{lengths}", 1.0)
-            wanted = f">= {WANTED}: {'yes' if ratio >= WANTED else 'no'}" if who == "ours" else ""
-            rate = found["rows"] / statistics.median(seconds)
-            lines.append(f"{lengths:10}{who:10}{rate:>11.2f}{ratio:>8.2f}  {wanted}")
+    for lengths, parts in found["seconds"].items():
+        for part, ways in (parts | {"evaluation": _sums(parts)}).items():
+            for who, seconds in ways.items():
+                ratio = figures.get(f"{who}_vs_plain_{name}_{lengths}_{part}", 1.0)
+                counts = who == "ours" and part == "evaluation" and lengths in WANTED_FOR
+                wanted = f">= {WANTED}: {'yes' if ratio >= WANTED else 'no'}" if counts else ""
+                rate = num_rows[part] / statistics.median(seconds)
+                lines.append(f"{lengths:9}{part:12}{who:9}{rate:>11.2f}{ratio:>8.2f}  {wanted}".rstrip())
     return "\n".join(lines)
 
 
@@ -248,6 +282,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="a,b", help=f"models to measure, of {', '.join(BATCH_SIZE)} (a,b)")
     parser.add_argument("--lengths", default="short,long,full", help=f"of answers: {', '.join(LENGTHS)} (all)")
+    parser.add_argument("--ways", default="plain,batches,ours", help="ways to evaluate, plain among them (all)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that count; a part of one more warms up (3)")
     parser.add_argument("--images", type=int, help="number of images; two rows ask about each (each model's own)")
     parser.add_argument("--batch-size", type=int, help="rows of a batch (each model's own)")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from accelerate.utils import DistributedType, gather_object
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from finetune.evaluation.base_predictions import BasePredictions
     from finetune.interfaces import Task
 
+_LOGGED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # lines that a model's user has seen
 BLANK = Image(np.full((224, 224, 3), 128, np.uint8))  # mid-grey
 
 
@@ -42,6 +44,7 @@ class Predictor:
             rows about the same images share nothing.
         accelerator: the accelerator of a distributed run; None for one process.
         kept: the stored predictions of the base alone, which are used if they exist; None for an adapted model.
+        log: the function that gets a line for the user where rows need fixed batches; None for no lines.
     """
 
     model: PreTrainedModel
@@ -51,6 +54,7 @@ class Predictor:
     prompt_parts: Callable[[Example], tuple[list[int], list[int]] | None] | None = None
     accelerator: Accelerator | None = None
     kept: BasePredictions | None = None
+    log: Callable[[str], None] | None = None
 
     @property
     def process(self) -> tuple[int, int]:
@@ -115,8 +119,18 @@ class Predictor:
                     on_prediction=take,
                 )
             if why is not None:
+                self._log_once(why)
                 self._in_fixed_batches(examples, take)
         return found
+
+    def _log_once(self, why: str) -> None:
+        if (
+            self.log is not None
+            and isinstance(self.task, RowsTask)
+            and why not in _LOGGED.setdefault(self.model, set())
+        ):
+            _LOGGED[self.model].add(why)
+            self.log(f"answers come in fixed batches, each as long as its longest answer: {why}")
 
     def _in_fixed_batches(self, examples: Sequence[Example], take: Callable[[int, Prediction], object]) -> None:
         """Predict the rows of this process in batches, each of which ends with its longest answer."""

@@ -1,4 +1,4 @@
-"""Rows with their keys and values in a cache: prefill, one more token, and rows that leave and join.
+"""Rows whose prompts went through a model, with their keys and values, and the beginning that rows share.
 
 Legend of shapes: B rows, L tokens in the cache, T new tokens, H heads, D values of a head, V vocabulary; K position ids
 of a token, where a model has several (M-RoPE).
@@ -79,7 +79,8 @@ class CachedRows:
             pad_id: the token id of padding.
         """
         cache, device = new_cache(model), model.device
-        for layer, parts in zip(cache.layers, zip(*(p.keys_and_values for p in prefixes), strict=True), strict=True):
+        layers: list[Any] = cache.layers
+        for layer, parts in zip(layers, zip(*(p.keys_and_values for p in prefixes), strict=True), strict=True):
             keys, values = (_left_padded(tensors, dim=-2) for tensors in zip(*parts, strict=True))
             layer.update(keys, values)
         ids = _left_padded([torch.tensor(tail) for tail in tails], fill=pad_id).to(device)  # [B, T]
@@ -87,36 +88,14 @@ class CachedRows:
         before = _left_padded([torch.ones(len(prefix.ids), dtype=torch.long) for prefix in prefixes])
         steps = (real.cumsum(dim=-1) - 1).clamp(min=0).to(device)  # [B, T]
         positions = torch.stack([prefix.position for prefix in prefixes], dim=-2).to(device) + steps
-        rows = cls(cache, torch.cat([before, real], dim=1).to(device), positions, torch.empty(0))
-        rows._forward(model, ids)
-        return rows
+        mask = torch.cat([before, real], dim=1).to(device)
+        return cls(cache, mask, positions, next_logits(model, ids, mask, positions, cache))
 
-    def __len__(self) -> int:
-        return len(self.mask)
-
-    def step(self, model: Any, tokens: Sequence[int]) -> None:
-        """Add one token to each row, and compute the logits of the one after it."""
-        self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
-        self.positions = self.positions[..., -1:] + 1
-        self._forward(model, torch.tensor(tokens, device=self.mask.device)[:, None])
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Keep some rows alone, and drop the columns that only others used."""
-        index = torch.tensor(rows, device=self.mask.device)
-        mask = self.mask[index]
-        first = int(mask.any(dim=0).int().argmax())
-        self.mask, self.positions, self.logits = mask[:, first:], self.positions[..., index, -1:], self.logits[index]
-        for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[index, :, first:], layer.values[index, :, first:]
-
-    def join(self, others: CachedRows) -> None:
-        """Add other rows of the same model behind these."""
-        for layer, other in zip(self.cache.layers, others.cache.layers, strict=True):
-            layer.keys = _stacked(layer.keys, other.keys, dim=-2)
-            layer.values = _stacked(layer.values, other.values, dim=-2)
-        self.mask = _stacked(self.mask, others.mask, dim=-1)
-        self.positions = torch.cat([self.positions[..., -1:], others.positions[..., -1:]], dim=-2)
-        self.logits = torch.cat([self.logits, others.logits])
+    @property
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """The keys and the values of each layer, [B, H, L, D]."""
+        layers: list[Any] = self.cache.layers
+        return [(layer.keys, layer.values) for layer in layers]
 
     def prefix(self, row: int, ids: Sequence[int]) -> Prefix:
         """Return the beginning of a row whose prompt was just run, which must be longer than it.
@@ -127,29 +106,40 @@ class CachedRows:
         """
         start = int(self.mask[row].int().argmax())
         stop = start + len(ids)
-        parts = [(layer.keys[row, :, start:stop], layer.values[row, :, start:stop]) for layer in self.cache.layers]
+        parts = [(keys[row, :, start:stop], values[row, :, start:stop]) for keys, values in self.layers]
         return Prefix(
             ids=list(ids),
             keys_and_values=[(keys.clone(), values.clone()) for keys, values in parts],
             position=self.positions[..., row, stop : stop + 1],
         )
 
-    def _forward(self, model: Any, ids: Tensor) -> None:
-        logits = model(
-            input_ids=ids,
-            attention_mask=None if bool(self.mask.all()) else self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            return_dict=True,
-            **_last_logits(model),
-        ).logits
-        self.logits = logits[:, -1].float()
-
 
 def new_cache(model: Any) -> DynamicCache:
     """Return an empty cache with the layers of a model."""
     return DynamicCache(config=model.config)
+
+
+def next_logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    """Run tokens of some rows through the model, and return the fp32 logits [B, V] after the last of each row.
+
+    Args:
+        model: the model in eval mode.
+        ids: the ids of the new tokens, [B, T].
+        mask: 1 for a token and 0 for padding, of the cache and the new tokens, [B, L + T].
+        positions: the position ids of the new tokens, [B, T] or [K, B, T].
+        cache: the keys and values of the L tokens before, to which those of the new tokens are added.
+    """
+    out = model(
+        input_ids=ids,
+        attention_mask=None if bool(mask.all()) else mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        return_dict=True,
+        **_last_logits(model),
+    )
+    logits: Tensor = out.logits[:, -1].float()
+    return logits
 
 
 def _last_logits(model: Any) -> dict[str, int]:
@@ -160,12 +150,6 @@ def _left_padded(tensors: Sequence[Tensor], *, dim: int = -1, fill: int = 0) -> 
     """Return tensors of different sizes in one dimension as one, with ``fill`` at its beginning."""
     size = max(tensor.shape[dim] for tensor in tensors)
     return torch.stack([_grown(tensor, size, dim, fill) for tensor in tensors])
-
-
-def _stacked(first: Tensor, second: Tensor, *, dim: int) -> Tensor:
-    """Return [B1 + B2, ...], with zeros at the beginning of the smaller one."""
-    size = max(first.shape[dim], second.shape[dim])
-    return torch.cat([_grown(first, size, dim), _grown(second, size, dim)])
 
 
 def _grown(tensor: Tensor, size: int, dim: int, fill: int = 0) -> Tensor:

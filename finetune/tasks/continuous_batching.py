@@ -15,6 +15,7 @@ import torch
 
 from finetune.tasks.cached_rows import CachedRows, Prefix
 from finetune.tasks.generation import Answer
+from finetune.tasks.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
     from finetune.core.example import Example
+    from finetune.core.prediction import FinishReason
     from finetune.interfaces import Prompts
+
+
+_ENTER = 3  # rows enter when one of so many slots is free
 
 
 @dataclass(kw_only=True)
@@ -55,6 +60,10 @@ class Group:
         """The number of ids after the last image that all tails begin with; each tail is longer."""
         tails = list(self.tails.values())
         return min(len(commonprefix(tails)), min(map(len, tails)) - 1)
+
+    def tail(self, row: int) -> list[int]:
+        """Return the ids of a row's prompt after the common beginning."""
+        return self.tails[row][self.num_shared :]
 
     def lead(self, cached: CachedRows, place: int, leader: InFlight) -> None:
         """Keep the beginning of a row that just went through the model, for the other rows.
@@ -142,20 +151,23 @@ class ContinuousBatch:
             on_answer: the function that gets the number of a row and its answer, when it is at its end.
         """
         waiting = deque(groups)
-        cached: CachedRows | None = None
-        flying: list[InFlight] = []
-        while waiting or flying:
-            free = self.batch_size - len(flying)
+        size = min(self.batch_size, sum(len(group.rows) for group in groups))
+        slots = Slots(self.model, size, pad_id=self._pad_id)
+        while waiting or slots.live:
             # A prefill of one row would read all weights for little, so some slots stay free until there are several.
-            if waiting and free >= max(1, self.batch_size // 4):
-                for new, rows in self.prefilled(_next_rows(waiting, free), examples, limits):
-                    rest = self._take(new, rows, on_answer)
-                    flying += rest
-                    cached = _joined(cached, new) if rest else cached
-            elif cached is not None:
-                cached.step(self.model, [row.ids[-1] for row in flying])
-                flying = self._take(cached, flying, on_answer)
-                cached = cached if flying else None
+            if waiting and (slots.num_free >= max(1, size // _ENTER)):
+                for new, rows in self.prefilled(_next_rows(waiting, slots.num_free), examples, limits):
+                    stay = self._take(new.logits, rows, on_answer)
+                    if stay:
+                        slots.put(new, stay, [rows[place] for place in stay])
+                continue
+            if not waiting and len(slots.live) <= len(slots.rows) // 2:
+                slots.shrink()
+            live = slots.live
+            rows = [slots.rows[slot] for slot in live]
+            stay = self._take(slots.step([row.ids[-1] for row in rows]), rows, on_answer)
+            for place in set(range(len(live))) - set(stay):
+                slots.rows[live[place]] = None
 
     def prefilled(
         self, entering: list[tuple[Group, int]], examples: Sequence[Example], limits: Mapping[int, int]
@@ -167,7 +179,8 @@ class ContinuousBatch:
             examples: all rows.
             limits: the largest number of new tokens of each row.
         """
-        leaders, followers = [], []
+        leaders: list[tuple[Group, int]] = []
+        followers: list[tuple[Group, int]] = []
         for group, row in entering:
             is_leader = group.prefix is None and all(group is not other for other, _ in leaders)
             (leaders if is_leader else followers).append((group, row))
@@ -179,9 +192,9 @@ class ContinuousBatch:
         alone = [row for group, row in followers if group.prefix is None]
         if alone:
             yield self._whole(alone, examples, limits)
-        followers = [(group, row) for group, row in followers if group.prefix is not None]
-        if followers:
-            yield self._rest(followers, limits)
+        rest = [(row, group.prefix, group.tail(row)) for group, row in followers if group.prefix is not None]
+        if rest:
+            yield self._rest(rest, limits)
 
     def _whole(
         self, rows: Sequence[int], examples: Sequence[Example], limits: Mapping[int, int]
@@ -195,40 +208,40 @@ class ContinuousBatch:
         flying = [InFlight(row=row, prompt=ids, limit=limits[row]) for row, ids in zip(rows, prompts, strict=True)]
         return CachedRows.prefill(self.model, batch), flying
 
-    def _rest(self, rows: Sequence[tuple[Group, int]], limits: Mapping[int, int]) -> tuple[CachedRows, list[InFlight]]:
+    def _rest(
+        self, entering: Sequence[tuple[int, Prefix, list[int]]], limits: Mapping[int, int]
+    ) -> tuple[CachedRows, list[InFlight]]:
         """Run the rest of prompts through the model, whose beginning went through it with another row."""
-        prefixes = [group.prefix for group, _ in rows]
-        tails = [group.tails[row][group.num_shared :] for group, row in rows]
-        cached = CachedRows.after(self.model, prefixes, tails, pad_id=self._pad_id)
+        rows, prefixes, tails = zip(*entering, strict=True)
         flying = [
             InFlight(row=row, prompt=prefix.ids + tail, limit=limits[row])
-            for (_, row), prefix, tail in zip(rows, prefixes, tails, strict=True)
+            for row, prefix, tail in zip(rows, prefixes, tails, strict=True)
         ]
-        return cached, flying
+        return CachedRows.after(self.model, prefixes, tails, pad_id=self._pad_id), flying
 
     def _take(
-        self, cached: CachedRows, flying: list[InFlight], on_answer: Callable[[int, Answer], object]
-    ) -> list[InFlight]:
-        """Add the next token to each row, and take rows at their end out of the cache; return the others."""
-        scores = cached.logits
+        self, logits: Tensor, flying: Sequence[InFlight], on_answer: Callable[[int, Answer], object]
+    ) -> list[int]:
+        """Add the next token to each row, and return the places of the rows that are not at their end."""
         if self.processors:
-            scores = self.processors(_padded_ids(flying, scores.device), scores)
-        for row, token in zip(flying, scores.argmax(dim=-1).tolist(), strict=True):
-            row.ids.append(token)
+            logits = self.processors(_padded_ids(flying, logits.device), logits)  # type: ignore[arg-type]
         stay = []
-        for place, row in enumerate(flying):
-            reason = "stop" if row.ids[-1] in self._end_ids else "length" if len(row.ids) >= row.limit else None
+        for place, (row, token) in enumerate(zip(flying, logits.argmax(dim=-1).tolist(), strict=True)):
+            row.ids.append(token)
+            reason: FinishReason | None = None
+            if token in self._end_ids:
+                reason = "stop"
+            elif len(row.ids) >= row.limit:
+                reason = "length"
             if reason is None:
                 stay.append(place)
                 continue
             text = str(self.tokenizer.decode(row.ids, skip_special_tokens=True)).strip()
-            answer = Answer(
-                text=text, finish_reason=reason, prompt_tokens=len(row.prompt), completion_tokens=len(row.ids)
+            on_answer(
+                row.row,
+                Answer(text=text, finish_reason=reason, prompt_tokens=len(row.prompt), completion_tokens=len(row.ids)),
             )
-            on_answer(row.row, answer)
-        if 0 < len(stay) < len(flying):
-            cached.keep(stay)
-        return [flying[place] for place in stay]
+        return stay
 
 
 def _next_rows(waiting: deque[Group], count: int) -> list[tuple[Group, int]]:
@@ -240,13 +253,6 @@ def _next_rows(waiting: deque[Group], count: int) -> list[tuple[Group, int]]:
         if not group.rows:
             waiting.popleft()
     return taken
-
-
-def _joined(cached: CachedRows | None, new: CachedRows) -> CachedRows:
-    if cached is None:
-        return new
-    cached.join(new)
-    return cached
 
 
 def _padded_ids(flying: Sequence[InFlight], device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ from transformers import GenerationMixin, LogitsProcessorList, RepetitionPenalty
 from transformers.cache_utils import DynamicLayer
 
 from finetune.tasks.cached_rows import new_cache
+from finetune.tasks.slots import Slots
 from finetune.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -92,16 +93,17 @@ def _difference(batch: ContinuousBatch, groups: Sequence[Group], examples: Seque
     )
     tokens = made.sequences[:, inputs["input_ids"].shape[1] :]  # [B, T]
     parts = list(batch.prefilled(entering, examples, dict.fromkeys((row for _, row in entering), _STEPS)))
-    rows = [one.row for _, flying in parts for one in flying]
-    order = [[row for _, row in entering].index(row) for row in rows]
-    (cached, _), *rest = parts
-    for other, _ in rest:
-        cached.join(other)
-    for step, logits in enumerate(made.logits):
-        wanted = logits[order].float()
-        off = ((cached.logits - wanted).abs().max() / wanted.abs().max()).item()
+    slots, order, logits = Slots(model, len(entering), pad_id=0), [], []
+    for new, flying in parts:
+        slots.put(new, range(len(flying)), flying)
+        order += [[row for _, row in entering].index(one.row) for one in flying]
+        logits.append(new.logits)
+    found_logits = torch.cat(logits)
+    for step, given in enumerate(made.logits):
+        wanted = given[order].float()
+        off = ((found_logits - wanted).abs().max() / wanted.abs().max()).item()
         if not off <= TOLERANCE[model.dtype]:
             return f"the logits of {type(model).__name__} differ by {off:.2g} of the largest"
         if step + 1 < len(made.logits):
-            cached.step(model, tokens[order, step].tolist())
+            found_logits = slots.step(tokens[order, step].tolist())
     return None
