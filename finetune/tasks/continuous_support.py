@@ -13,7 +13,6 @@ from transformers.cache_utils import DynamicLayer
 
 from finetune.tasks.cached_rows import new_cache
 from finetune.tasks.slots import Slots
-from finetune.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +32,7 @@ _TRIED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 def processors_of(model: Any) -> LogitsProcessorList:
     """Return the changes of the logits that ``generate`` makes in a greedy answer."""
     config, _ = model._prepare_generation_config(None, do_sample=False, num_beams=1, max_new_tokens=1)
-    found: LogitsProcessorList = model._get_logits_processor(config, 0, device=model.device, model_kwargs={})
+    found: LogitsProcessorList = model._get_logits_processor(config, 1, device=model.device, model_kwargs={})
     return found
 
 
@@ -76,9 +75,9 @@ def why_not_the_same(batch: ContinuousBatch, groups: Sequence[Group], examples: 
         tried = [replace(one, rows=deque([*one.rows][:2])) for one in (shared, other) if one]
         try:
             _TRIED[batch.model] = _difference(batch, tried, examples)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, TypeError, LookupError) as error:  # of a model whose inputs are unusual
-            if is_out_of_memory(error):
-                raise
             _TRIED[batch.model] = f"{type(batch.model).__name__} takes no continuous batch ({type(error).__name__})"
     return _TRIED[batch.model]
 
