@@ -30,11 +30,26 @@ def write_rows(folder: Path, setup: Setup, tokenizer: PreTrainedTokenizerBase, *
     lines = []
     for index in range(num_rows):
         rng = np.random.default_rng([seed, index])
-        image = draw_scene(seed, "benchmark", index).image if setup.images == "world" else _noise(rng, setup.side)
+        image = _image(setup, rng, seed, index)
         name = f"images/{index}.png"
         Image.fromarray(image).save(folder / name)
         answer = " ".join(rng.choice(words, ANSWER_TOKENS - 1).tolist())
         lines.append(json.dumps({"image": name, "question": QUESTION, "answer": answer}))
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def write_questions(folder: Path, setup: Setup, *, num_images: int, seed: int = 0) -> Path:
+    """Write ``train.jsonl`` with two questions about each image, of different lengths; return ``folder``."""
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for index in range(num_images):
+        rng = np.random.default_rng([seed, index])
+        name = f"images/{index}.png"
+        Image.fromarray(_image(setup, rng, seed, index)).save(folder / name)
+        for _ in range(2):
+            words = rng.choice([*COLORS, *SHAPES], rng.integers(1, 8)).tolist()
+            lines.append(json.dumps({"image": name, "question": f"Is there a {' or a '.join(words)}?", "answer": ""}))
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -49,6 +64,10 @@ def _words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return words that are one token each behind a space, so that an answer of n words has n tokens."""
     every = sorted({*COLORS, *SHAPES, *PATTERNS})
     return [word for word in every if len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1]
+
+
+def _image(setup: Setup, rng: np.random.Generator, seed: int, index: int) -> np.ndarray:
+    return draw_scene(seed, "benchmark", index).image if setup.images == "world" else _noise(rng, setup.side)
 
 
 def _noise(rng: np.random.Generator, side: int) -> np.ndarray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finetune.data.collate import Collator
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,6 +32,17 @@ class Batches:
     def prompt_batch(self, rows: Sequence[Example]) -> Batch:
         """Return a batch of rows to answer."""
         return self._extend(self.collator.prompt_batch(rows))
+
+    def prompt_parts(self, row: Example) -> tuple[list[int], list[int]] | None:
+        """Return the ids of a prompt up to its last image, which is one id for each image, and the ids after it.
+
+        None if the collator does not know them before it makes a batch.
+        """
+        if not isinstance(self.collator, Collator):
+            return None
+        ids = self.collator.prompt(row).ids
+        after = len(ids) - ids[::-1].index(self.collator.image_id) if self.collator.image_id in ids else 0
+        return ids[:after], ids[after:]
 
     def _extend(self, batch: Batch) -> Batch:
         return self.placeholders.insert(batch) if self.placeholders else batch

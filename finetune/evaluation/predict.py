@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from tqdm import tqdm
 
 from finetune.core.example import Image
+from finetune.interfaces import RowsTask
 from finetune.training.memory import any_process
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from finetune.evaluation.base_predictions import BasePredictions
     from finetune.interfaces import Task
 
+_LOGGED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # lines that a model's user has seen
 BLANK = Image(np.full((224, 224, 3), 128, np.uint8))  # mid-grey
 
 
@@ -37,16 +40,21 @@ class Predictor:
         task: the task, which makes the predictions.
         prompt_batch: the function that makes the inputs of rows without their answers.
         batch_size: the number of rows of a batch.
+        prompt_parts: the function that returns the ids of a prompt up to its last image, and those after it; None if
+            rows about the same images share nothing.
         accelerator: the accelerator of a distributed run; None for one process.
         kept: the stored predictions of the base alone, which are used if they exist; None for an adapted model.
+        log: the function that gets a line for the user where rows need fixed batches; None for no lines.
     """
 
     model: PreTrainedModel
     task: Task
     prompt_batch: Callable[[Sequence[Example]], Batch]
     batch_size: int
+    prompt_parts: Callable[[Example], tuple[list[int], list[int]] | None] | None = None
     accelerator: Accelerator | None = None
     kept: BasePredictions | None = None
+    log: Callable[[str], None] | None = None
 
     @property
     def process(self) -> tuple[int, int]:
@@ -60,30 +68,85 @@ class Predictor:
             examples: the rows.
             title: the title of the progress bar.
         """
-        model, accelerator = self.model, self.accelerator
+        accelerator = self.accelerator
         known = self.kept.read(examples) if self.kept else None
         missing = known is None if accelerator is None else any_process(accelerator, known is None)
         if known is not None and not missing:
             return known
-        process, processes = self.process
-        mine = range(process, len(examples), processes)
-        # Rows of similar length in one batch need less padding; the order of predictions is restored below.
-        order = sorted(mine, key=lambda i: (len(str(examples[i].prompt)), i))
-        found: dict[int, Prediction] = {}
-        with tqdm(total=len(order), unit="row", desc=title, disable=process != 0, leave=False, mininterval=1.0) as bar:
-            # Every process runs the same number of batches: with a sharded base, each waits for the others' forwards.
-            most = math.ceil(len(examples) / processes)
-            for start in range(0, most, self.batch_size):
-                rows = order[start : start + self.batch_size]
-                batch = self.prompt_batch([examples[i] for i in rows or [0]]).to(model.device, model.dtype)
-                found.update(zip(rows, self.task.predict(model, batch), strict=bool(rows)))
-                bar.update(len(rows))
-        if accelerator and processes > 1:
+        found = self._found(examples, title)
+        if accelerator and accelerator.num_processes > 1:
             found = dict(gather_object(list(found.items())))
         predictions = [found[i] for i in range(len(examples))]
-        if self.kept and process == 0:
+        if self.kept and self.process[0] == 0:
             self.kept.keep(examples, predictions)
         return predictions
+
+    def why_fixed_batches(self) -> str | None:
+        """Return why rows that end wait for the others of their batch, for the user; None if nothing is known."""
+        if not isinstance(self.task, RowsTask):
+            return f"{type(self.task).__name__} predicts batches only"
+        kind = self.accelerator.distributed_type if self.accelerator else DistributedType.NO
+        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            return f"with {kind.value}, each process waits for the forwards of the others"
+        return self.task.why_fixed_batches(self.model)
+
+    def _found(self, examples: Sequence[Example], title: str) -> dict[int, Prediction]:
+        """Return the predictions of the rows of this process, by their numbers."""
+        process, processes = self.process
+        task, why = self.task, self.why_fixed_batches()
+        found: dict[int, Prediction] = {}
+        with tqdm(
+            total=math.ceil(len(examples) / processes),
+            unit="row",
+            desc=title,
+            disable=process != 0,
+            leave=False,
+            mininterval=1.0,
+        ) as bar:
+
+            def take(row: int, prediction: Prediction) -> None:
+                found[row] = prediction
+                bar.update()
+
+            if why is None and isinstance(task, RowsTask):
+                why = task.predict_rows(
+                    self.model,
+                    self,
+                    examples,
+                    order=_by_length(range(len(examples)), examples),
+                    share=self.process,
+                    batch_size=self.batch_size,
+                    on_prediction=take,
+                )
+            if why is not None:
+                self._log_once(why)
+                self._in_fixed_batches(examples, take)
+        return found
+
+    def _log_once(self, why: str) -> None:
+        if (
+            self.log is not None
+            and isinstance(self.task, RowsTask)
+            and why not in _LOGGED.setdefault(self.model, set())
+        ):
+            _LOGGED[self.model].add(why)
+            self.log(f"answers come in fixed batches, each as long as its longest answer: {why}")
+
+    def _in_fixed_batches(self, examples: Sequence[Example], take: Callable[[int, Prediction], object]) -> None:
+        """Predict the rows of this process in batches, each of which ends with its longest answer."""
+        process, processes = self.process
+        order = _by_length(range(process, len(examples), processes), examples)
+        # Every process runs the same number of batches: with a sharded base, each waits for the others' forwards.
+        for start in range(0, math.ceil(len(examples) / processes), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            batch = self.prompt_batch([examples[i] for i in rows or [0]]).to(self.model.device, self.model.dtype)
+            for row, prediction in zip(rows, self.task.predict(self.model, batch), strict=bool(rows)):
+                take(row, prediction)
+
+
+def _by_length(rows: Sequence[int], examples: Sequence[Example]) -> list[int]:
+    """Return rows such that those of similar length are together, since a batch of them needs less padding."""
+    return sorted(rows, key=lambda i: (len(str(examples[i].prompt)), i))
 
 
 def blanked(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from finetune.assemble.batches import Batches
 from finetune.core.json_file import write_json
 from finetune.core.outside_text import safe_line
 from finetune.core.prediction import prediction_from_json
@@ -41,6 +42,7 @@ def predictor_of(
     *,
     alone: bool,
     accelerator: Accelerator | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Predictor:
     """Return the predictor of rows with the prompts of a recipe, and the model in its present state.
 
@@ -50,14 +52,17 @@ def predictor_of(
         prompt_batch: the function that makes the inputs of rows without their answers.
         alone: whether the base predicts without an adapter; this machine stores such predictions for the next run.
         accelerator: the accelerator of the run.
+        log: the function that gets a line for the user; None for no lines.
     """
     batch_size, processes = recipe.train.eval_batch_size, accelerator.num_processes if accelerator else 1
     return Predictor(
         model=base.model,
         task=base.task(recipe.task),
         prompt_batch=prompt_batch,
+        prompt_parts=Batches(base.collator_of(recipe.task), None).prompt_parts,
         batch_size=batch_size,
         accelerator=accelerator,
+        log=log,
         kept=BasePredictions(base, recipe.task, batch_size, processes) if alone else None,
     )
 

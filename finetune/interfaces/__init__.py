@@ -3,7 +3,17 @@
 from finetune.interfaces.families import GenerativeFamily, ModelFamily, PaddingSide, Towers
 from finetune.interfaces.methods import Attachment, Host, Method, Part, Update
 from finetune.interfaces.objectives import CoupledObjective, LossSum, Objective, Outputs, StepContext
-from finetune.interfaces.tasks import CorpusMetric, Metric, RowLengths, RowMetric, RowTokens, Task, TaskCollator
+from finetune.interfaces.tasks import (
+    CorpusMetric,
+    Metric,
+    Prompts,
+    RowLengths,
+    RowMetric,
+    RowsTask,
+    RowTokens,
+    Task,
+    TaskCollator,
+)
 
 __all__ = [
     "Attachment",
@@ -19,9 +29,11 @@ __all__ = [
     "Outputs",
     "PaddingSide",
     "Part",
+    "Prompts",
     "RowLengths",
     "RowMetric",
     "RowTokens",
+    "RowsTask",
     "StepContext",
     "Task",
     "TaskCollator",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel, ProcessorMixin
@@ -164,4 +164,44 @@ class Task(Protocol):
 
         There is at least one row.
         """
+        ...
+
+
+class Prompts(Protocol):
+    """The inputs of rows without their answers."""
+
+    @property
+    def prompt_batch(self) -> Callable[[Sequence[Example]], Batch]:
+        """The function that returns a batch of rows to answer."""
+        ...
+
+    @property
+    def prompt_parts(self) -> Callable[[Example], tuple[list[int], list[int]] | None] | None:
+        """The function that returns the ids of a prompt up to its last image, one for each image, and those after it.
+
+        It returns None for a row whose ids are unknown before it is in a batch. None in its place if all are.
+        """
+        ...
+
+
+@runtime_checkable
+class RowsTask(Task, Protocol):
+    """A task that can predict rows in an order of its own, rather than batch by batch."""
+
+    def why_fixed_batches(self, model: PreTrainedModel) -> str | None:
+        """Return why ``predict_rows`` cannot be used, for the user; None if nothing is known."""
+        ...
+
+    def predict_rows(
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        examples: Sequence[Example],
+        *,
+        order: Sequence[int],
+        share: tuple[int, int],
+        batch_size: int,
+        on_prediction: Callable[[int, Prediction], object],
+    ) -> str | None:
+        """Predict rows, each as soon as there is room for it; arguments and result as in ``GenerativeTask``."""
         ...

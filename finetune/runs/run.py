@@ -126,7 +126,14 @@ class Run:
 
     def predictor(self, batches: Batches | TaskCollator, *, alone: bool) -> Predictor:
         """Return the predictor of rows by the base, ``alone`` or with the adapter."""
-        return predictor_of(self.base, self.recipe, batches.prompt_batch, alone=alone, accelerator=self.accelerator)
+        return predictor_of(
+            self.base,
+            self.recipe,
+            batches.prompt_batch,
+            alone=alone,
+            accelerator=self.accelerator,
+            log=self.log.info,
+        )
 
     def show_rows(self) -> None:
         """Log a few training rows in the form that the model gets, and keep them in the folder of the run."""
