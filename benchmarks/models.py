@@ -47,6 +47,9 @@ class Setup:
         batch_size: the number of rows of an optimizer step.
         steps: the number of optimizer steps of a round.
         tiles_per_image: the inputs of the vision tower for one image: its tiles, and the whole image.
+        projector: whether LoRA adapts the projector too.
+        last_layers: the number of upper layers of the language model that LoRA adapts; None for all.
+        contestants: the contestants that can train this.
     """
 
     title: str
@@ -56,6 +59,9 @@ class Setup:
     batch_size: int
     steps: int
     tiles_per_image: int
+    projector: bool = False
+    last_layers: int | None = None
+    contestants: tuple[str, ...] = ("trl", "bare", "ours", "stored", "floor")
 
 
 def save_pocket(folder: Path, dtype: torch.dtype) -> Path:
@@ -191,6 +197,28 @@ SETUPS = {
         batch_size=4,
         steps=1,
         tiles_per_image=5,
+    ),
+    "b-projector": Setup(
+        title="SmolVLM-256M geometry, 1 tile, LoRA on the projector too",
+        save=save_smolvlm,
+        side=512,
+        images="noise",
+        batch_size=4,
+        steps=2,
+        tiles_per_image=1,
+        projector=True,
+        contestants=("trl", "ours", "stored"),
+    ),
+    "b-last-third": Setup(
+        title="SmolVLM-256M geometry, 1 tile, LoRA on the last 10 of 30 layers",
+        save=save_smolvlm,
+        side=512,
+        images="noise",
+        batch_size=4,
+        steps=2,
+        tiles_per_image=1,
+        last_layers=10,
+        contestants=("trl", "images", "stored"),
     ),
     "qwen": Setup(
         title="Qwen2.5-VL-3B geometry",

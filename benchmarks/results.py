@@ -29,7 +29,9 @@ WANTED = {
     "stored_vs_trl": 4.0,
     "stored_vs_trl_4_tiles": 5.0,
     "stored_vs_floor": 0.9,
-    "three_epochs_vs_trl": 2.0,
+    "three_epochs_vs_trl": 2.2,
+    "stored_projector_vs_trl": 3.5,
+    "stored_last_third_vs_images": 2.0,
     "memory_vs_trl": 1.0,
     "max_loss_difference": 1e-5,
 }
@@ -84,6 +86,8 @@ def figures(results: Results, *, num_rows: Mapping[str, int], batch_sizes: Mappi
     ratio("stored_vs_trl", "b", "trl", "stored")
     ratio("stored_vs_trl_4_tiles", "b4", "trl", "stored")
     ratio("stored_vs_floor", "b", "floor", "stored")
+    ratio("stored_projector_vs_trl", "b-projector", "trl", "stored")
+    ratio("stored_last_third_vs_images", "b-last-third", "images", "stored")
     if "trl" in results.get("b", {}) and "stored" in results["b"]:
         steps = EPOCHS * num_rows["b"] / batch_sizes["b"]
         trl, stored = results["b"]["trl"], results["b"]["stored"]

@@ -24,6 +24,8 @@ from benchmarks.models import SETUPS, Setup
 from benchmarks.results import EPOCHS, SAME_LOSS, check_same_work, figures, machine, table
 from benchmarks.rows import write_rows
 
+_MODELS = "a,b,b-projector,b-last-third,b4"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print a table and write the figures."""
@@ -91,11 +93,14 @@ def run_model(name: str, folder: Path, options: argparse.Namespace, *, num_rows:
             dtype=options.dtype,
             num_workers=options.num_workers,
             launched=options.same_environment or contestant in LAUNCHED,
+            projector=setup.projector,
+            last_layers=setup.last_layers,
         )
 
     length = (options.rounds + 1) * steps * setup.batch_size
     order = order_of(recipe_of(job("order", (0,) * length)), num_rows=num_rows)
-    found = measure({one: job(one, order) for one in options.only}, steps=steps, rounds=options.rounds)
+    names = [one for one in options.only if one in setup.contestants]
+    found = measure({one: job(one, order) for one in names}, steps=steps, rounds=options.rounds)
     check_same_work(name, found, batch_size=setup.batch_size, tolerance=SAME_LOSS[options.dtype])
     return found
 
@@ -109,7 +114,7 @@ def _num_rows(setup: Setup, options: argparse.Namespace) -> int:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the figures to")
-    parser.add_argument("--models", default="a,b,b4", help=f"models to measure, of {', '.join(SETUPS)} (a,b,b4)")
+    parser.add_argument("--models", default=_MODELS, help=f"models to measure, of {', '.join(SETUPS)} ({_MODELS})")
     parser.add_argument("--only", help=f"contestants, of {', '.join(CONTESTANTS)} (all)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count; one more warms up (5)")
     parser.add_argument("--steps", type=int, help="optimizer steps of a round (each model's own)")

@@ -14,12 +14,13 @@ CONTESTANTS = {
     "bare": "benchmarks.contestants.bare:run",
     "ours": "benchmarks.contestants.ours:run",
     "stored": "benchmarks.contestants.ours:run_stored",
+    "images": "benchmarks.contestants.ours:run_stored_images",
     "floor": "benchmarks.contestants.floor:run",
 }
 
 # Those that run in the environment that ``launch.sh`` starts a recipe in: ours, and what bounds ours from below. The
 # others run in the one that the command finds.
-LAUNCHED = ("ours", "stored", "floor")
+LAUNCHED = ("ours", "stored", "images", "floor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,9 @@ class Job:
         dtype: the dtype of the frozen weights, by torch's name.
         num_workers: processes that prepare batches on the side.
         launched: whether it runs in the environment that ``launch.sh`` makes.
-        r: rank of LoRA, on every linear module of the language model.
+        projector: whether LoRA adapts the projector too.
+        last_layers: the number of upper layers of the language model that LoRA adapts; None for all.
+        r: rank of LoRA, on every linear module of these.
         lora_alpha: its scale times r.
         learning_rate: of AdamW, constant and without weight decay.
         max_grad_norm: gradients are clipped to it.
@@ -52,6 +55,8 @@ class Job:
     dtype: str
     num_workers: int
     launched: bool
+    projector: bool = False
+    last_layers: int | None = None
     r: int = 8
     lora_alpha: int = 16
     learning_rate: float = 1e-3

@@ -36,13 +36,19 @@ def run_stored(job: Job, gate: Gate) -> None:
     ours(job, gate, store=True)
 
 
-def ours(job: Job, gate: Gate, *, store: bool) -> None:
+def run_stored_images(job: Job, gate: Gate) -> None:
+    """Train from a store of images alone, as where processes share one base."""
+    ours(job, gate, store=True, images_alone=True)
+
+
+def ours(job: Job, gate: Gate, *, store: bool, images_alone: bool = False) -> None:
     """Train through our own loop.
 
     Args:
         job: the work to do.
         gate: the gate that is called after every step.
-        store: whether the frozen tower's features of an image are computed only once.
+        store: whether the outputs of frozen modules are computed only once.
+        images_alone: whether no layers of the language model are among these modules.
     """
     recipe = recipe_of(job, store=store)
     accelerator = Accelerator(gradient_accumulation_steps=1, cpu=job.device == "cpu")
@@ -50,7 +56,7 @@ def ours(job: Job, gate: Gate, *, store: bool) -> None:
     base = base_of(recipe, device=str(accelerator.device))
     rows = training_rows(recipe, base=base)
     started = time.perf_counter()
-    collator = collator_of_run(recipe, base, rows, [], [], accelerator, print)
+    collator = collator_of_run(recipe, base, rows, [], [], accelerator, print, lockstep=images_alone)
     fill_seconds = time.perf_counter() - started if store else 0.0
     if (collator is not base.collator) != store:
         wanted, got = ("on", "off") if store else ("off", "on")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig
 
 from finetune.assemble.loading import base_of
 from finetune.assemble.rows import training_rows
@@ -28,6 +29,8 @@ def recipe_of(job: Job, *, store: bool = False) -> Recipe:
 
 def raw_recipe(job: Job, *, store: bool) -> dict[str, Any]:
     """Return the recipe as a file would hold it."""
+    language = {"layers": f"last {job.last_layers}"} if job.last_layers else "all-linear"
+    towers = {"language": language, "projector": "all-linear" if job.projector else "none"}
     train: dict[str, Any] = {
         "max_steps": job.num_steps,
         "batch_size": job.batch_size,
@@ -46,7 +49,7 @@ def raw_recipe(job: Job, *, store: bool) -> dict[str, Any]:
         "domain": "benchmark",
         "seed": job.seed,
         "model": {"name_or_path": str(job.base), "device": job.device, "dtype": job.dtype},
-        "method": {"name": "lora", "r": job.r, "lora_alpha": job.lora_alpha},
+        "method": {"name": "lora", "r": job.r, "lora_alpha": job.lora_alpha, "towers": towers},
         "data": {"source": "jsonl", "root": str(job.rows), "val": None, "test": None},
         "train": train,
     }
@@ -59,8 +62,14 @@ def order_of(recipe: Recipe, *, num_rows: int) -> tuple[int, ...]:
 
 
 def lora_config(job: Job) -> LoraConfig:
-    """Return PEFT's LoRA on every linear module of the language model, by the module names of its family."""
+    """Return PEFT's LoRA on the same modules as ours, by the module names of its family."""
     modules = r"model\.(language_model|text_model)\..*_proj"
+    if job.last_layers:
+        total = AutoConfig.from_pretrained(job.base).get_text_config().num_hidden_layers
+        numbers = "|".join(map(str, range(total - job.last_layers, total)))
+        modules = rf"model\.(language_model|text_model)\.layers\.({numbers})\..*_proj"
+    if job.projector:
+        modules = rf"{modules}|model\.connector\..*proj"
     return LoraConfig(r=job.r, lora_alpha=job.lora_alpha, target_modules=modules)
 
 

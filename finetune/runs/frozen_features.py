@@ -24,14 +24,14 @@ from finetune.training.memory import is_out_of_memory
 from finetune.training.replay import Replay, record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
+    from pathlib import Path
 
     from accelerate import Accelerator
     from PIL.Image import Image
 
     from finetune.assemble.base import Base
     from finetune.core.example import Example
-    from finetune.data.collate import FeatureLookup
     from finetune.data.stream import Rows
     from finetune.interfaces import GenerativeFamily, TaskCollator
     from finetune.recipe import Recipe
@@ -115,7 +115,7 @@ class _Filling:
         self.few = [row for row in train_rows if row.images][:2]
 
     def of_images(self, rows: Sequence[Example]) -> StoredFeatures | str:
-        """Return features of the images of rows, checked on a few before and after storing; or why there are none."""
+        """Return features of the images of rows, checked on a few; or why there are none."""
         found = self._find()
         if reason := self._agreed(found if isinstance(found, str) else None):
             return reason
@@ -128,29 +128,18 @@ class _Filling:
         return stored
 
     def of_rows(self, rows: Sequence[Example], images: StoredFeatures) -> StoredFeatures | str:
-        """Return features of whole rows with those of ``images``, checked as them; or why there are none."""
+        """Return features of whole rows with those of ``images``, checked on a few; or why there are none."""
         boundary = self.boundaries.rows
         assert boundary is not None
-
-        def compute(row: Example, _: object = ()) -> Features:
-            return self._row_features(boundary, row, images)
-
-        few = {row_key(row): compute(row) for row in self.few}
-        if reason := self._why_not_exact(lambda rows, *, supervised: [few[row_key(row)] for row in rows]):
-            return reason
         content = Content(
             title=f"up to {boundary.end}:",
             key=row_key,
             texts=lambda row: (json.dumps([(found := self.collator.supervise(row)).text, found.supervised]),),
-            compute=compute,
+            compute=lambda row, _: self._row_features(boundary, row, images),
             needs_images=False,
             has_features=lambda row: True,
         )
-        paths = self._filler(boundary, content).fill(rows)
-        if isinstance(paths, str):
-            return paths
-        stored = images.with_supervised(paths)
-        return self._why_not_exact(stored) or stored
+        return self._stored(boundary, content, rows, images.with_supervised)
 
     def _find(self) -> Boundaries | str:
         """Return the boundaries of the base with the adapter of the recipe, which is attached for one forward."""
@@ -173,32 +162,39 @@ class _Filling:
 
     def _filled_with_images(self, rows: Sequence[Example]) -> StoredFeatures | str:
         boundary = self.boundaries.images
-
-        def compute(row: Example, images: list[Image]) -> Features:
-            return self._image_features(boundary, images)
-
-        try:
-            few = {places_of(row.images): compute(row, self.collator.open(row)) for row in self.few}
-            reason = None
-        except ModelError as error:
-            reason = str(error)
-        if reason := self._agreed(reason):
-            return reason
-        if reason := self._why_not_exact(lambda rows, *, supervised: [few[places_of(row.images)] for row in rows]):
-            return reason
         content = Content(
             title=f"up to {boundary.end}: the images of",
             key=lambda row: places_of(row.images),
             texts=lambda row: (),
-            compute=compute,
+            compute=lambda _, images: self._image_features(boundary, images),
             needs_images=True,
             has_features=lambda row: bool(row.images),
         )
-        paths = self._filler(boundary, content).fill([*rows, *blanked(rows)[0]])  # evaluation uses grey images too
-        if isinstance(paths, str):
-            return paths
-        stored = StoredFeatures(paths)
-        return self._why_not_exact(stored) or stored
+        with_blanks = [*rows, *blanked(rows)[0]]  # evaluation uses grey images too
+        return self._stored(boundary, content, with_blanks, StoredFeatures)
+
+    def _stored(
+        self,
+        boundary: Boundary,
+        content: Content,
+        rows: Sequence[Example],
+        features: Callable[[dict[Hashable, Path]], StoredFeatures],
+    ) -> StoredFeatures | str:
+        """Store features of rows, a few of them first, which must give the logits of their images."""
+
+        def check(paths: dict[Hashable, Path]) -> str | None:
+            return self._agreed(why_not_exact(self.base, self.collator, self.few, features(paths)))
+
+        filler = Filler(
+            store=FeatureStore(_key(self.base) | {"boundary": boundary.key}),
+            content=content,
+            open_images=self.collator.open,
+            max_bytes=self.recipe.train.feature_store_max_bytes,
+            accelerator=self.accelerator,
+            log=self.log,
+        )
+        paths = filler.fill(rows, first=self.few, check=check)
+        return paths if isinstance(paths, str) else features(paths)
 
     @torch.inference_mode()
     def _image_features(self, boundary: Boundary, images: list[Image]) -> Features:
@@ -220,22 +216,9 @@ class _Filling:
             replacements=of_images.replacements if of_images else (),
         )
 
-    def _why_not_exact(self, features: FeatureLookup) -> str | None:
-        return self._agreed(why_not_exact(self.base, self.collator, self.few, features))
-
     def _agreed(self, reason: str | None) -> str | None:
         """Return the first reason that any process has."""
         return next((text for text in gather_object([reason]) if text), None)
-
-    def _filler(self, boundary: Boundary, content: Content) -> Filler:
-        return Filler(
-            store=FeatureStore(_key(self.base) | {"boundary": boundary.key}),
-            content=content,
-            open_images=self.collator.open,
-            max_bytes=self.recipe.train.feature_store_max_bytes,
-            accelerator=self.accelerator,
-            log=self.log,
-        )
 
 
 def _key(base: Base) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from finetune.core.cache import Notes
 from finetune.data.image_checks import may_be_noted, source_key
 from finetune.data.images import image_digest
-from finetune.errors import FinetuneError, TrainingError
+from finetune.errors import FinetuneError, ModelError, TrainingError
 from finetune.training.feature_store import is_whole, make_room
 from finetune.training.memory import is_out_of_memory
 
@@ -74,10 +74,21 @@ class Filler:
     accelerator: Accelerator
     log: Callable[[str], None]
 
-    def fill(self, rows: Iterable[Example]) -> dict[Hashable, Path] | str:
+    def fill(
+        self,
+        rows: Iterable[Example],
+        *,
+        first: Sequence[Example] = (),
+        check: Callable[[dict[Hashable, Path]], str | None] = lambda paths: None,
+    ) -> dict[Hashable, Path] | str:
         """Store the features of all rows, unless they are stored; every process has to call it.
 
         Stored features are read once, and those with a changed byte are computed again.
+
+        Args:
+            rows: the rows.
+            first: the rows among them that are stored before the others.
+            check: the function that gets the files of these rows, and returns why no others are to be stored.
 
         Returns:
             The key of each row's content -> the file of its features; or the reason why they cannot be stored, the
@@ -87,18 +98,16 @@ class Filler:
             FinetuneError: one process cannot open an image; every process raises.
         """
         content = self.content
-        unique = {content.key(row): row for row in rows if content.has_features(row)}
+        unique = {content.key(row): row for row in [*first, *rows] if content.has_features(row)}
         work = [_Work.of(row, key=key, texts=content.texts(row)) for key, row in unique.items()]
         digests = Notes(_NOTES).get({key for one in work for key in one.keys})
+        num_first = len({content.key(row) for row in first})
         started = time.monotonic()
-        shares = [_Share(self, digests) for _ in range(2)]
-        problem = self._store_on_all(shares[0], work, self.accelerator.process_index, self.accelerator.num_processes)
-        if problem is None:
-            # Processes on another host may have stored features on a disk of their own, from images with other keys.
-            missing = [one for one in work if not self.is_there(one, digests)]
-            self.accelerator.wait_for_everyone()  # no process may write before all have listed what is missing
-            local = self.accelerator.local_process_index
-            problem = self._store_on_all(shares[1], missing, local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        shares: list[_Share] = []
+        problem = self._store_everywhere(shares, work[:num_first], digests)
+        if problem is None and num_first:
+            problem = check({one.content_key: self.path(one, digests) for one in work[:num_first]})
+        problem = problem or self._store_everywhere(shares, work[num_first:], digests)
         if problem is not None:
             return problem
         sizes = gather_object([size for share in shares for size in share.sizes])
@@ -108,6 +117,19 @@ class Filler:
             f"({sum(sizes) / 1e6:.1f} MB, {len(sizes) / seconds:.1f} rows/s, {seconds:.1f} s), in {self.store.folder}"
         )
         return {one.content_key: self.path(one, digests) for one in work}
+
+    def _store_everywhere(self, shares: list[_Share], work: Sequence[_Work], digests: dict[str, str]) -> str | None:
+        """Store features on the disks of all processes, and return the obstacle, if any."""
+        shares += [_Share(self, digests) for _ in range(2)]
+        mine, local = shares[-2:]
+        problem = self._store_on_all(mine, work, self.accelerator.process_index, self.accelerator.num_processes)
+        if problem is not None:
+            return problem
+        # Processes on another host may have stored features on a disk of their own, from images with other keys.
+        missing = [one for one in work if not self.is_there(one, digests)]
+        self.accelerator.wait_for_everyone()  # no process may write before all have listed what is missing
+        index = self.accelerator.local_process_index
+        return self._store_on_all(local, missing, index, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
     def path(self, work: _Work, digests: dict[str, str]) -> Path:
         """Return the path of the features of a row, whether or not they are stored."""
@@ -171,7 +193,7 @@ class _Share:
             sharers: the number of processes that share the disk.
 
         Raises:
-            FinetuneError: an image cannot be opened, or the model takes no features.
+            FinetuneError: an image cannot be opened.
         """
         filler, digests = self.filler, self.digests
         try:
@@ -185,6 +207,8 @@ class _Share:
                             if problem := self._no_room(mine[number + 1 :], sharers):
                                 return problem
                     bar.update()
+        except ModelError as error:
+            return str(error)
         except OSError as error:
             return f"{filler.store.folder} cannot be written ({error.strerror})"
         except RuntimeError as error:
