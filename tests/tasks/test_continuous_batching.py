@@ -206,7 +206,8 @@ def test_a_sharded_base_needs_fixed_batches(tiny_fast_vlm):
     base = load_base(str(tiny_fast_vlm), device="cpu")
     sharded = SimpleNamespace(distributed_type=DistributedType.FSDP, process_index=0, num_processes=2)
     predictor = predictor_of(base, accelerator=sharded)
-    assert predictor.why_fixed_batches() == "with FSDP, each process waits for the forwards of the others"
+    why = "the base is sharded, so each process waits for the forwards of the others"
+    assert predictor.why_fixed_batches() == why
 
 
 def test_a_model_whose_first_rows_differ_gets_fixed_batches(tiny_fast_vlm, forwards, monkeypatch):
