@@ -37,5 +37,5 @@ def test_ratios_are_medians_of_the_rounds_and_of_both_parts():
     blank = {"plain": [6.0, 4.0, 2.0], "ours": [1.0, 2.0, 2.0]}
     found = ratios("a", {"short": {"images": images, "blank": blank}})
     assert found == {
-        f"ours_vs_plain_a_short_{part}": v for part, v in zip(("blank", "evaluation", "images"), (2, 3, 3))
+        f"ours_vs_plain_a_short_{part}": value for part, value in {"blank": 2, "evaluation": 3, "images": 3}.items()
     }
