@@ -14,7 +14,7 @@ from finetune.core.example import Example, answer, as_images, ask
 from finetune.core.prediction import Text
 from finetune.evaluation.predict import BLANK, Predictor, blanked
 from finetune.methods.adapter import attach
-from finetune.tasks import continuous_support
+from finetune.tasks import continuous_support, slots
 from finetune.tasks.cached_rows import CachedRows
 from finetune.tasks.continuous_batching import grouped
 from finetune.tasks.vqa import VqaConfig, VqaTask
@@ -152,6 +152,12 @@ def test_a_batch_holds_no_more_rows_than_its_size(tiny_fast_vlm):
         lambda model, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     assert predictor(rows(), title="x") == wanted and max(seen) == 3
+
+
+def test_slots_grow_with_the_answers(tiny_idefics3, monkeypatch, forwards):
+    monkeypatch.setattr(slots, "ROOM", 2)  # columns at once, so that they move many times
+    predictor = predictor_of(load_base(str(tiny_idefics3), device="cpu"))
+    assert predictor(rows(), title="x") == alone(predictor, rows()) and forwards["rest"] == 1 + 9
 
 
 class Shouting(Limited):
