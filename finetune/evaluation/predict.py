@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from accelerate.utils import DistributedType, gather_object
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from finetune.core.example import Image
@@ -85,10 +86,18 @@ class Predictor:
         """Return why rows that end wait for the others of their batch, for the user; None if nothing is known."""
         if not isinstance(self.task, RowsTask):
             return f"{type(self.task).__name__} predicts batches only"
-        kind = self.accelerator.distributed_type if self.accelerator else DistributedType.NO
-        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            return f"with {kind.value}, each process waits for the forwards of the others"
+        if self._is_sharded():
+            return "the base is sharded, so each process waits for the forwards of the others"
         return self.task.why_fixed_batches(self.model)
+
+    def _is_sharded(self) -> bool:
+        """Return whether a process needs the others for a forward."""
+        if self.accelerator is None or self.accelerator.num_processes == 1:
+            return False
+        kinds = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        return self.accelerator.distributed_type in kinds or any(
+            isinstance(parameter, DTensor) for parameter in self.model.parameters()
+        )
 
     def _found(self, examples: Sequence[Example], title: str) -> dict[int, Prediction]:
         """Return the predictions of the rows of this process, by their numbers."""

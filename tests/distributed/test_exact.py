@@ -4,6 +4,8 @@ Every scenario below sees steps of 8 of 11 rows, so that the second step of an e
 different lengths.
 """
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -114,11 +116,15 @@ def test_the_rows_make_a_process_meet_a_step_half_without_images():
 
 @pytest.mark.parametrize("split", [split for split in SPLITS if split[0] == "prompt and full modules"], ids=str)
 def test_every_row_is_answered_once(found, split):
-    """9 rows in batches of 2: five rows on one process and four on the other, which answers one more for company."""
+    """9 rows in batches of 2: five rows on one process and four on the other."""
     ranks = found[str(split)]
     assert all(rank["answers"] == found["whole"][split[0]]["answers"] for rank in ranks)
     assert len(ranks[0]["answers"]) == 9
-    assert sorted(ranks[0]["asked"]) == sorted([*map(str, range(9)), "0"])
+    times = Counter(ranks[0]["asked"])
+    assert times.keys() == set(map(str, range(9)))
+    # With a sharded base, the process with four rows answers one more for company. Else each process answers two rows
+    # thrice: it compares its way with ``generate``.
+    assert sorted(times.values()) == ([1] * 8 + [2] if split[4] == FSDP2 else [1] * 5 + [3] * 4)
 
 
 def test_a_process_holds_half_of_what_is_cut(found):

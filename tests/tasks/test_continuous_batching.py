@@ -14,7 +14,7 @@ from finetune.core.example import Example, answer, as_images, ask
 from finetune.core.prediction import Text
 from finetune.evaluation.predict import BLANK, Predictor, blanked
 from finetune.methods.adapter import attach
-from finetune.tasks import continuous_support
+from finetune.tasks import continuous_support, slots
 from finetune.tasks.cached_rows import CachedRows
 from finetune.tasks.continuous_batching import grouped
 from finetune.tasks.vqa import VqaConfig, VqaTask
@@ -154,6 +154,12 @@ def test_a_batch_holds_no_more_rows_than_its_size(tiny_fast_vlm):
     assert predictor(rows(), title="x") == wanted and max(seen) == 3
 
 
+def test_slots_grow_with_the_answers(tiny_idefics3, monkeypatch, forwards):
+    monkeypatch.setattr(slots, "ROOM", 2)  # columns at once, so that they move many times
+    predictor = predictor_of(load_base(str(tiny_idefics3), device="cpu"))
+    assert predictor(rows(), title="x") == alone(predictor, rows()) and forwards["rest"] == 1 + 9
+
+
 class Shouting(Limited):
     """A task whose prediction is made of the answer."""
 
@@ -206,7 +212,8 @@ def test_a_sharded_base_needs_fixed_batches(tiny_fast_vlm):
     base = load_base(str(tiny_fast_vlm), device="cpu")
     sharded = SimpleNamespace(distributed_type=DistributedType.FSDP, process_index=0, num_processes=2)
     predictor = predictor_of(base, accelerator=sharded)
-    assert predictor.why_fixed_batches() == "with FSDP, each process waits for the forwards of the others"
+    why = "the base is sharded, so each process waits for the forwards of the others"
+    assert predictor.why_fixed_batches() == why
 
 
 def test_a_model_whose_first_rows_differ_gets_fixed_batches(tiny_fast_vlm, forwards, monkeypatch):
