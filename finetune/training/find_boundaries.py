@@ -75,6 +75,7 @@ class _Trace:
         self._calls: Counter[str] = Counter()
         self._outputs: dict[str, tuple[list[Any], TreeSpec]] = {}  # in the order in which the calls end
         self._leaves: dict[int, int] = {}  # id of a leaf of the graph -> what it is
+        self._held: list[Tensor] = []  # these leaves, so that no other tensor gets the id of one
         with torch.enable_grad():
             leaf_inputs = self._leaf_inputs(inputs)
             handles = [*self._hooks()]
@@ -124,18 +125,19 @@ class _Trace:
         made = dict(inputs)
         for name, value in inputs.items():
             if name.startswith("pixel_") and value.is_floating_point():
-                made[name] = value.detach().clone().requires_grad_()
-                self._leaves[id(made[name])] = _PIXELS
+                made[name] = self._leaf(value.clone(), _PIXELS)
         return made
+
+    def _leaf(self, value: Tensor, kind: int) -> Tensor:
+        leaf = value.detach().requires_grad_()
+        self._leaves[id(leaf)] = kind
+        self._held.append(leaf)
+        return leaf
 
     def _hooks(self) -> Iterator[Any]:
         def embedded(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            leaf = output.detach().requires_grad_()
-            self._leaves[id(leaf)] = _TOKENS
-            self._held.append(leaf)
-            return leaf * 1  # models write the features of images into it
+            return self._leaf(output, _TOKENS) * 1  # models write the features of images into it
 
-        self._held: list[Tensor] = []  # so that no other tensor gets the id of a leaf
         # Before the hooks of a tuned prompt, which puts rows that train into the embeddings.
         embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
         yield embedding.register_forward_hook(embedded, prepend=True)
