@@ -84,8 +84,11 @@ class BusyCores:
         if others < _LEAST_OTHERS or others + self.threads <= cores + _LEAST_OTHERS:
             return None
         self._explained = True
-        fewer = max(1, int(cores - others))
-        advice = f" Fewer threads may be faster: train.num_threads: {fewer}." if fewer < self.threads else ""
+        # Threads that sleep while they wait get more of a shared core by being more; those that spin lose by it.
+        spins = self.threads > 1 and os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE"
+        advice = (
+            " Its threads spin while they wait: set OMP_WAIT_POLICY=PASSIVE, or train.num_threads: 1." if spins else ""
+        )
         return (
             f"the cores are busy: other processes use {others:.1f} of {cores}, and this run with {self.threads} "
             f"thread{'s' if self.threads > 1 else ''} got {own:.1f}.{advice}"

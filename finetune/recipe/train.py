@@ -65,8 +65,7 @@ class TrainSection(Section):
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(default="auto", examples=[4])
     """Number of processes that prepare batches ahead; auto: up to 8 for each GPU as there are cores, none on a CPU."""
     num_threads: PositiveInt | Literal["auto"] = Field(default="auto", examples=[1])
-    """Number of threads of a process that compute on a CPU; auto: OMP_NUM_THREADS, or one for each core. Beside other
-    processes on the same cores, fewer threads may be faster."""
+    """Number of threads of a process that compute on a CPU; auto: OMP_NUM_THREADS, or one for each core."""
     feature_store: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
     """auto: the frozen towers' features of an image are computed once and kept on disk, if that changes no result."""
     feature_store_max_bytes: PositiveInt = Field(default=50_000_000_000, examples=[200_000_000_000])

@@ -59,11 +59,12 @@ def windows(monkeypatch):
     return begin
 
 
-def test_one_line_says_that_the_cores_are_busy(windows):
+def test_one_line_says_that_the_cores_are_busy(windows, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     busy = windows(2, 2, [(10.0, 8.0, 20.0), (20.0, 16.0, 40.0)])
     assert busy.explain() == (
-        "the cores are busy: other processes use 1.2 of 2, and this run with 2 threads got 0.8. Fewer threads may be "
-        "faster: train.num_threads: 1."
+        "the cores are busy: other processes use 1.2 of 2, and this run with 2 threads got 0.8. Its threads spin while "
+        "they wait: set OMP_WAIT_POLICY=PASSIVE, or train.num_threads: 1."
     )
     assert busy.explain() is None, "it is said once"
 
@@ -81,9 +82,11 @@ def test_cores_that_are_not_busy_are_not_mentioned(windows, num_threads, cores, 
     assert windows(num_threads, cores, [use]).explain() is None
 
 
-def test_one_thread_gets_no_advice_that_it_follows(windows):
-    found = windows(1, 2, [(10.0, 7.0, 20.0 + 7.0)]).explain()
-    assert found == "the cores are busy: other processes use 2.0 of 2, and this run with 1 thread got 0.7."
+@pytest.mark.parametrize(("num_threads", "policy", "how"), [(1, "ACTIVE", "1 thread"), (2, "passive", "2 threads")])
+def test_threads_that_do_not_spin_get_no_advice(windows, monkeypatch, num_threads, policy, how):
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    found = windows(num_threads, 2, [(10.0, 7.0, 20.0 + 7.0)]).explain()
+    assert found == f"the cores are busy: other processes use 2.0 of 2, and this run with {how} got 0.7."
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
