@@ -8,6 +8,7 @@ benchmarks.matmul`` measures both.
 from __future__ import annotations
 
 import platform
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from torch.autograd import forward_ad
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+FEW_ROWS = ContextVar("finetune_few_rows", default=False)  # set where each product is of one token a row of a batch
+SMALL_WEIGHT = 2**17  # values; a call of oneDNN takes 15 us more than one of MKL, as long as a product of few rows
 MIN_ROWS = 2  # one row runs another kernel, which rounds differently; from two rows on each row is the same
 
 
@@ -79,6 +82,7 @@ def _forward(module: nn.Linear, x: Tensor) -> Tensor:
     if (
         _is_followed()
         or x.numel() < MIN_ROWS * x.shape[-1]
+        or (weight.numel() <= SMALL_WEIGHT and FEW_ROWS.get())
         or (torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad)))
         or type(weight) not in (nn.Parameter, Tensor)  # a weight that is sharded over processes
         or torch.is_autocast_enabled("cpu")

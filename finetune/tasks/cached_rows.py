@@ -129,9 +129,12 @@ def next_logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache:
         positions: the position ids of the new tokens, [B, T] or [K, B, T].
         cache: the keys and values of the L tokens before, to which those of the new tokens are added.
     """
+    attended: Tensor | None = None if bool(mask.all()) else mask
+    if attended is not None and ids.shape[1] == 1 and _takes_masks(model):
+        attended = mask[:, None, None].bool()  # [B, 1, 1, L]: no model has to make it of the other in each step
     out = model(
         input_ids=ids,
-        attention_mask=None if bool(mask.all()) else mask,
+        attention_mask=attended,
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
@@ -140,6 +143,10 @@ def next_logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache:
     )
     logits: Tensor = out.logits[:, -1].float()
     return logits
+
+
+def _takes_masks(model: Any) -> bool:
+    return bool(model.config.get_text_config(decoder=True)._attn_implementation == "sdpa")
 
 
 def _last_logits(model: Any) -> dict[str, int]:

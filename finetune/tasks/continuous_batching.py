@@ -5,7 +5,7 @@ Rows about the same images share the beginning of their prompts: it goes through
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import cached_property
 from os.path import commonprefix
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from finetune.core.example import Example
     from finetune.core.prediction import FinishReason
     from finetune.interfaces import Prompts
-
-
-_ENTER = 3  # rows enter when one of so many slots is free
 
 
 @dataclass(kw_only=True)
@@ -90,13 +87,15 @@ def grouped(rows: Sequence[int], examples: Sequence[Example], prompts: Prompts) 
         prompts: the inputs of rows.
     """
     groups: dict[Any, Group] = {}
+    split, shown = prompts.prompt_parts, {row: _images(examples[row]) for row in rows}
+    times = Counter(shown.values())
     for row in rows:
         example = examples[row]
-        parts = prompts.prompt_parts(example) if prompts.prompt_parts and example.media else None
+        parts = split(example) if split and example.media and times[shown[row]] > 1 else None
         if parts is None or not parts[1]:
             groups[row] = Group(rows=deque([row]))
             continue
-        key = (_images(example), tuple(parts[0]), example.image_options)
+        key = (shown[row], tuple(parts[0]), example.image_options)
         group = groups.setdefault(key, Group(rows=deque()))
         group.rows.append(row)
         group.tails[row] = parts[1]
@@ -153,9 +152,12 @@ class ContinuousBatch:
         waiting = deque(groups)
         size = min(self.batch_size, sum(len(group.rows) for group in groups))
         slots = Slots(self.model, size, pad_id=self._pad_id)
+        num_left = 0  # rows that left in the last step
         while waiting or slots.live:
-            # A prefill of one row would read all weights for little, so some slots stay free until there are several.
-            if waiting and (slots.num_free >= max(1, size // _ENTER)):
+            # A prefill of one row would read all weights for little, so some slots stay free until a quarter is; and
+            # until half of them are, while many leave in each step.
+            enough = size // 4 if num_left <= size // 8 else size // 2
+            if waiting and slots.num_free >= max(1, enough):
                 for new, rows in self.prefilled(_next_rows(waiting, slots.num_free), examples, limits):
                     stay = self._take(new.logits, rows, on_answer)
                     if stay:
@@ -168,6 +170,7 @@ class ContinuousBatch:
             stay = self._take(slots.step([row.ids[-1] for row in rows]), rows, on_answer)
             for place in set(range(len(live))) - set(stay):
                 slots.rows[live[place]] = None
+            num_left = len(live) - len(stay)
 
     def prefilled(
         self, entering: list[tuple[Group, int]], examples: Sequence[Example], limits: Mapping[int, int]

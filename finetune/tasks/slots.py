@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from finetune.core.matmul import FEW_ROWS
 from finetune.tasks.cached_rows import next_logits
 
 if TYPE_CHECKING:
@@ -84,7 +85,11 @@ class Slots:
         ids[live, 0] = torch.tensor(tokens)
         self._mask = pad(self._mask, (0, 1), value=1)
         self._positions = self._positions + 1
-        logits = next_logits(self._model, ids.to(self._mask.device), self._mask, self._positions, self._cache)
+        few = FEW_ROWS.set(True)
+        try:
+            logits = next_logits(self._model, ids.to(self._mask.device), self._mask, self._positions, self._cache)
+        finally:
+            FEW_ROWS.reset(few)
         return logits if len(live) == len(self.rows) else logits[live]
 
     def shrink(self) -> None:

@@ -21,6 +21,18 @@ def text(page):
     return " ".join((DOCS / page).read_text(encoding="utf-8").split())
 
 
+def evaluation_rows(page):
+    """Return the same of the section about evaluations, in whose table each row has a number for each model."""
+    a, b = (json.loads((MEASURED / f"2026-12-01-cpu-evaluation-{model}.json").read_text()) for model in "ab")
+    labels = {"images": "rows with their images", "blank": "blank images", "evaluation": "the whole evaluation"}
+    for lengths, tokens in {"short": 5, "long": 64}.items():
+        for part, label in labels.items():
+            one, other = (of[f"ours_vs_plain_{name}_{lengths}_{part}"] for name, of in (("a", a), ("b", b)))
+            yield page, f"1 to {tokens} tokens, {label} | {{:.2f}} | {other:.2f} |", one
+    yield page, "(a) reaches {:.2f}. On (a)", a["ours_vs_plain_a_full_evaluation"]
+    yield page, "our base reaches {:.2f} on long answers", a["batches_vs_plain_a_long_evaluation"]
+
+
 def rows():
     """Return the page, its words around a number, and the number that was measured."""
     a, b = measured("23-cpu-a"), measured("22-cpu")
@@ -28,6 +40,7 @@ def rows():
     memory = b["details"]["models"]["b"]["contestants"]
     page = "benchmarks.md"
     return [
+        *evaluation_rows(page),
         (page, "(a) without the feature store, trl | {:.1f} |", a["uncached_vs_trl"]),
         (page, "(a) without the feature store, bare loop | {:.1f} |", a["uncached_vs_bare"]),
         (page, "(b) with the feature store, trl, one tile an image | {:.1f} |", b["stored_vs_trl"]),
