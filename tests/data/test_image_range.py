@@ -271,7 +271,8 @@ def test_the_range_travels_with_the_adapter(adapters, deep_folder, monkeypatch, 
     assert sorted(max(greys(image)) for image in opened) == sorted([*whites.values(), 187]), "each row by its adapter"
     opened.clear()
     evaluate(["t/file@1", "base"], [recipe()], registry=registry)
-    assert [max(greys(image)) for image in opened if image.size == (32, 40)] == [2, 19, 8, 78], (
+    # A row that is compared with generate is opened again.
+    assert [*dict.fromkeys(max(greys(image)) for image in opened if image.size == (32, 40))] == [2, 19, 8, 78], (
         "the base by the rows that it is asked"
     )
 

@@ -74,7 +74,7 @@ def test_a_loaded_base_of_an_unknown_architecture_is_asked_nothing(tmp_path, mon
     with pytest.raises(ModelError, match="no task supports a base of the architecture 'fusion_encoder'"):
         vlm.base.default_task  # noqa: B018
     with pytest.raises(ModelError, match="architecture of the served base must be generative, got fusion_encoder"):
-        serve(vlm, [], Settings(), listener=None)
+        serve(vlm, [], Settings(), listener=None, begun=0.0)
     with pytest.raises(ModelError, match=UNKNOWN):
         Playground(vlm, base="x", registry=vlm.switcher, refs=[], examples=[])
 

@@ -51,7 +51,8 @@ class Checkout:
             shutil.copy(ROOT / name, self.root / name)
         # All that the launcher imports: what is missing would come from an installed package, with other code.
         launcher = [
-            f"launch/{name}.py" for name in ("__init__", "__main__", "launcher", "child", "hardware", "command")
+            f"launch/{name}.py"
+            for name in ("__init__", "__main__", "launcher", "child", "hardware", "command", "threads")
         ]
         needed = ["core/__init__.py", "core/extras.py", "core/outside_text.py"]
         for name in ("__init__.py", "errors.py", "lookup.py", *needed, *launcher):

@@ -44,7 +44,7 @@ def test_what_cannot_be_served_is_refused_before_anything_is_loaded(arguments, m
 
 def test_the_base_may_be_named_as_everywhere_else(tiny_fast_vlm, monkeypatch):
     served = []
-    monkeypatch.setattr("finetune.server.run.serve", lambda vlm, refs, *more: served.append(refs) or 0)
+    monkeypatch.setattr("finetune.server.run.serve", lambda vlm, refs, *more, **named: served.append(refs) or 0)
     assert main(["serve", "base", "--base", str(tiny_fast_vlm), "--port", "0"]) == 0 and served == [[]]
 
 
