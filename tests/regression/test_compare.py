@@ -11,18 +11,18 @@ from tests.regression.bases import build_base
 from tests.regression.compare import ROOT, compute, differences
 from tests.regression.nets import NETS
 
-# As a change anywhere in the package would: the last bits of a product move.
+# As a change anywhere in the package would: the last bits move. In norms, since products run other code on other CPUs.
 TAMPERED = """
 import torch as _torch
-_linear = _torch.nn.functional.linear
-_torch.nn.functional.linear = lambda *args, **options: _linear(*args, **options) * (1 + 1e-6)
+_rsqrt = _torch.rsqrt
+_torch.rsqrt = lambda *args, **options: _rsqrt(*args, **options) * (1 + 1e-6)
 """
 ONE = "qwen2-5-vl-lora"
 
 
 @pytest.fixture
 def tampered(tmp_path):
-    """A checkout whose products are off by a millionth."""
+    """A checkout whose norms are off by a millionth."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "finetune", tmp_path / "tampered" / "finetune", ignore=ignored)
     with (tmp_path / "tampered" / "finetune" / "__init__.py").open("a", encoding="utf-8") as file:
