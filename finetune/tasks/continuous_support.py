@@ -1,4 +1,4 @@
-"""Whether a model answers rows in a continuous batch as ``generate`` answers them in fixed ones."""
+"""The check that a model answers rows in a continuous batch as ``generate`` answers them in fixed ones."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Slots:
 
     def __init__(self, model: Any, size: int, *, pad_id: int):
         self._model, self._pad_id = model, pad_id
-        self.rows: list[Any] = [None] * size  # of each slot, whatever the caller puts there; None if it is free
+        self.rows: list[Any] = [None] * size  # the caller's record of the row in each slot; None if it is free
         self._cache: Any = None  # a DynamicCache with layers of this file, once there were rows
         self._mask = torch.zeros(size, 0, dtype=torch.long, device=model.device)  # [S, L], 1 for a token
         self._positions: Any = None  # of the last tokens, [S, 1] or [K, S, 1]

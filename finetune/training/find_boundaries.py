@@ -106,7 +106,7 @@ class _Trace:
 
     @property
     def has_frozen_layers(self) -> bool:
-        """Whether a whole layer that depends on tokens is before the adapter."""
+        """Return whether a whole layer that depends on tokens is before the adapter."""
         return any(self.depends[path] & _TOKENS and self._is_frozen(path, _PIXELS | _TOKENS) for path in self._outputs)
 
     def parameters(self, modules: Iterable[FrozenModule]) -> int:
