@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -204,6 +204,16 @@ def save_tiny_qwen2_5_vl(folder: Path, dtype: torch.dtype) -> Path:
     return save_qwen2_5_vl(folder, dtype, vision=vision, text=text)  # fmt: skip
 
 
+_B = Setup(
+    title="SmolVLM-256M geometry, 1 tile",
+    save=save_smolvlm,
+    side=512,
+    images="noise",
+    batch_size=4,
+    steps=2,
+    tiles_per_image=1,
+)
+
 # Steps and batches are such that a default run on two CPU cores takes about 28 minutes.
 SETUPS = {
     "a": Setup(
@@ -215,15 +225,7 @@ SETUPS = {
         steps=40,
         tiles_per_image=1,
     ),
-    "b": Setup(
-        title="SmolVLM-256M geometry, 1 tile",
-        save=save_smolvlm,
-        side=512,
-        images="noise",
-        batch_size=4,
-        steps=2,
-        tiles_per_image=1,
-    ),
+    "b": _B,
     "b4": Setup(
         title="SmolVLM-256M geometry, 4 tiles",
         save=save_smolvlm_tiles,
@@ -233,25 +235,15 @@ SETUPS = {
         steps=1,
         tiles_per_image=5,
     ),
-    "b-projector": Setup(
+    "b-projector": replace(
+        _B,
         title="SmolVLM-256M geometry, 1 tile, LoRA on the projector too",
-        save=save_smolvlm,
-        side=512,
-        images="noise",
-        batch_size=4,
-        steps=2,
-        tiles_per_image=1,
         projector=True,
         contestants=("trl", "ours", "stored"),
     ),
-    "b-last-third": Setup(
+    "b-last-third": replace(
+        _B,
         title="SmolVLM-256M geometry, 1 tile, LoRA on the last 10 of 30 layers",
-        save=save_smolvlm,
-        side=512,
-        images="noise",
-        batch_size=4,
-        steps=2,
-        tiles_per_image=1,
         last_layers=10,
         contestants=("trl", "images", "stored"),
     ),

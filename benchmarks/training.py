@@ -24,7 +24,7 @@ from benchmarks.models import SETUPS, Setup
 from benchmarks.results import EPOCHS, SAME_LOSS, check_same_work, figures, machine, table
 from benchmarks.rows import write_rows
 
-_MODELS = "a,b,b-projector,b-last-third,b4"
+_MODELS = "a,b,b4"
 
 
 def main(arguments: list[str] | None = None) -> int:
