@@ -11,6 +11,7 @@ import torch
 
 from finetune.core.batch import Batch, Rendered
 from finetune.data.aspect_ratio import most_aspect
+from finetune.data.kept_rows import KeptRows
 from finetune.data.lengths import Lengths, refused_by_processor
 from finetune.data.marks import Marks
 from finetune.data.media import open_images, refuse_media
@@ -37,7 +38,7 @@ class FeatureLookup(Protocol):
         ...
 
 
-KEPT_TOKENS = 1_000_000  # tokens of rendered rows that are kept, about 40 bytes each
+KEPT_TOKENS = 1_000_000  # tokens of rendered rows that are kept, and as many of prompts
 
 
 class Collator:
@@ -76,8 +77,7 @@ class Collator:
                 f"{type(processor).__name__} has none. Use a base whose processor has one."
             )
         self.image_id = int(image_id)
-        self._rendered: dict[tuple[str, tuple[str, ...], frozenset[int]], Tokenized] = {}  # by all that decides them
-        self._room = KEPT_TOKENS
+        self._rows, self._prompts = KeptRows(KEPT_TOKENS), KeptRows(KEPT_TOKENS)
         bos = processor.tokenizer.bos_token_id
         begins = bos is not None and processor.tokenizer("a")["input_ids"][0] == bos
         self._features: FeatureLookup | None = None
@@ -160,39 +160,46 @@ class Collator:
         """
         refuse_media(example, self.family)
         key = (repr(example.messages), example.media_types, example.unsupervised)
-        if known := self._rendered.get(key):
+        if known := self._rows.get(key):
             return known
         self.marks.refuse(example)
         rendered = self._finder().find(example, supervise=self.supervised_turns)
         self._refuse_unknown(rendered.ids, f"row {example.id}")
-        if self._room >= len(rendered.ids):  # kept rows stay: dropping the oldest helps no row of the next epoch
-            self._room -= len(rendered.ids)
-            self._rendered[key] = rendered
+        self._rows.keep(key, rendered)
         return rendered
 
     def prompt(self, example: Example) -> Tokenized:
-        """Return the rendered row up to the beginning of its last turn.
+        """Return the rendered row up to the beginning of its last turn; it is kept for the next evaluation.
 
         Raises:
             DataError: if the base does not take a medium of the row, the chat template cannot render it, or a text
                 holds a mark.
         """
         refuse_media(example, self.family)
+        key = (repr(example.messages), example.media_types)  # marks are refused in all messages
+        if known := self._prompts.get(key):
+            return known
         self.marks.refuse(example)
         row = f"row {example.id}"
         text = self._finder().render(example.prompt, row, for_answer=True)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         require_placeholders(ids, self.image_id, len(example.images), row=row)
         self._refuse_unknown(ids, row)
-        return Tokenized(text, ids, [])
+        rendered = Tokenized(text, ids, [])
+        self._prompts.keep(key, rendered)
+        return rendered
 
     def encode(self, rows: Sequence[Rendered], padding_side: PaddingSide) -> dict[str, Any]:
         """Return the model's inputs of rendered rows."""
         return self.family.encode(self.processor, rows, padding_side=padding_side)
 
     def copy(self) -> Collator:
-        """Return a collator with its own processor, because a processor serves one thread at a time."""
+        """Return a collator with its own processor, because a processor serves one thread at a time.
+
+        It keeps no rows: those of a server are the requests of its clients.
+        """
         other = copy.copy(self)
+        other._rows, other._prompts = KeptRows(0), KeptRows(0)
         other.processor = copy.deepcopy(self.processor)
         other.__dict__.pop("marks", None)  # they belong to the first processor
         return other

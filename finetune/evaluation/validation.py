@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -12,26 +12,30 @@ from tqdm import tqdm
 
 from finetune.errors import TrainingError
 from finetune.evaluation.cells import words
-from finetune.evaluation.measured import Measured
+from finetune.evaluation.measured import Measured, row_value
 from finetune.evaluation.rows import make_rows
 from finetune.metrics.building import metrics_of
-from finetune.training.validation import Validation
+from finetune.training.validation import DecidedValidation, Validation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from finetune.core.batch import Batch
     from finetune.core.example import Example
+    from finetune.core.prediction import Prediction
     from finetune.evaluation.evaluate import Evaluation
     from finetune.evaluation.predict import Predictor
     from finetune.evaluation.scores import Scores
-    from finetune.interfaces import LossSum
+    from finetune.interfaces import BoundedMetric, LossSum, Metric
     from finetune.recipe import TrainSection
     from finetune.training.log import RunLog
     from finetune.training.state import TrainState
     from finetune.training.step import TaskObjective
+    from finetune.training.validation import AnyValidation
 
 _DIGITS = 6  # digits of a loss: sums over other numbers of processes differ in the last bits, which must not decide
+_PARTS = 8  # of a validation that may end early
+_ROUNDING = 1e-9  # a mean over rows in another order differs by less, relative to the score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,7 @@ class Validator:
         examples: the rows.
         training_batch: the function that makes a batch with labels from (example, supervised) pairs.
         seed: the seed that chooses one of several captions of a row, as in the first epoch.
+        ends_when_decided: whether a validation ends once it can no longer be the best.
     """
 
     predictor: Predictor
@@ -51,26 +56,55 @@ class Validator:
     examples: Sequence[Example]
     training_batch: Callable[[list[tuple[Example, bool]]], Batch]
     seed: int
+    ends_when_decided: bool = False
 
-    def __call__(self, *, batch_size: int) -> Validation:
+    def __call__(self, *, batch_size: int, best: float | None = None) -> AnyValidation:
         """Return the metrics and the loss.
 
         Args:
             batch_size: the number of rows of a batch with labels, such as the size that fits into memory in training.
+            best: the best score so far; None if this is the first validation.
 
         Raises:
             TrainingError: no row has a value of the metric that chooses the best weights.
         """
         metrics = metrics_of(self.predictor.task)
-        predictions = self.predictor(self.examples, title="validating")
-        values = {name: found.value for name, found in Measured(metrics, self.examples, predictions).values().items()}
         first = metrics[0]
+        predictions: dict[int, Prediction] = {}
+        for part in self._parts(best):
+            rows = [self.examples[i] for i in part]
+            predictions |= zip(part, self.predictor(rows, title="validating"), strict=True)
+            if best is not None and self._is_decided(first, predictions, best):
+                return DecidedValidation(metric=first.key, num_rows=len(predictions), of=len(self.examples), best=best)
+        measured = Measured(metrics, self.examples, [predictions[i] for i in range(len(self.examples))])
+        values = {name: found.value for name, found in measured.values().items()}
         if first.key not in values:
             raise TrainingError(
                 f"the metric {first.key} must have a value for a validation row, because it chooses the best weights, "
                 f"but it has none for {len(self.examples)} rows. Name another metric first in task.metrics."
             )
         return Validation(values=values, loss=self.loss(batch_size), higher_is_better=first.higher_is_better)
+
+    def _parts(self, best: float | None) -> list[range]:
+        """Return the numbers of all rows in the parts between which a validation may end; each is spread over all."""
+        count = len(self.examples)
+        if not self.ends_when_decided or best is None:
+            return [range(count)]
+        together = self.predictor.batch_size * self.predictor.process[1]
+        parts = max(1, min(_PARTS, count // together))
+        return [range(start, count, parts) for start in range(parts)]
+
+    def _is_decided(self, metric: Metric, predictions: Mapping[int, Prediction], best: float) -> bool:
+        """Return whether the score would be worse than ``best`` if all rows without a prediction had the best value."""
+        num_left = len(self.examples) - len(predictions)
+        if not num_left:
+            return False
+        bounded = cast("BoundedMetric", metric)
+        values = [row_value(bounded, prediction, self.examples[i]) for i, prediction in predictions.items()]
+        found = [value for value in values if value is not None]
+        reachable = (math.fsum(found) + num_left * bounded.best_value) / (len(found) + num_left)
+        worse = best - reachable if metric.higher_is_better else reachable - best
+        return worse > _ROUNDING * max(1.0, abs(best))
 
     @torch.no_grad()
     def loss(self, batch_size: int) -> float | None:
@@ -196,8 +230,10 @@ def _still_better(state: TrainState, total_steps: int, *, higher_is_better: bool
     if len(state.validations) < 2 or state.best_step != state.step or state.step < total_steps:
         return None
     (_, score_before, loss_before), (_, score, loss) = state.validations[-2:]
+    way = "rising" if higher_is_better else "falling"
+    if score_before is None:  # that validation ended early, because it was worse than the best before it
+        return f"the validation score was still {way} at the end, to {score:.3f}"
     if score != score_before and (score > score_before) == higher_is_better:
-        way = "rising" if higher_is_better else "falling"
         return f"the validation score was still {way} at the end, from {score_before:.3f} to {score:.3f}"
     if score == 0 and higher_is_better and loss is not None and loss_before is not None and loss < loss_before:
         return f"the validation loss was still falling at the end, from {loss_before:.4f} to {loss:.4f}"

@@ -4,6 +4,7 @@ from finetune.interfaces.families import GenerativeFamily, ModelFamily, PaddingS
 from finetune.interfaces.methods import Attachment, Host, Method, Part, Update
 from finetune.interfaces.objectives import CoupledObjective, LossSum, Objective, Outputs, StepContext
 from finetune.interfaces.tasks import (
+    BoundedMetric,
     CorpusMetric,
     Metric,
     Prompts,
@@ -17,6 +18,7 @@ from finetune.interfaces.tasks import (
 
 __all__ = [
     "Attachment",
+    "BoundedMetric",
     "CorpusMetric",
     "CoupledObjective",
     "GenerativeFamily",

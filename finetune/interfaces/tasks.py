@@ -114,6 +114,12 @@ class RowMetric(Metric, Protocol):
         ...
 
 
+class BoundedMetric(RowMetric, Protocol):
+    """A row metric that states the best value that a row can have, which ``train.end_decided_validations`` needs."""
+
+    best_value: float
+
+
 @runtime_checkable
 class CorpusMetric(Metric, Protocol):
     """A metric whose value for many rows is not a mean over them."""

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.errors import PluginError
+from finetune.errors import PluginError, RecipeError
 from finetune.metrics.names import RESERVED
 from finetune.plugins import find
 
 if TYPE_CHECKING:
     from finetune.interfaces import Metric, Task
+    from finetune.recipe import TaskSection
 
 
 def metrics_of(task: Task) -> tuple[Metric, ...]:
     """Return the metrics of a task: those in its options, else its own."""
     return tuple(_metric(name, task) for name in task.options.metrics or task.metrics)
+
+
+def check_best_value(options: TaskSection) -> None:
+    """Check that the metric that chooses the best weights states the best value that a row can have.
+
+    Args:
+        options: the section of the task.
+
+    Raises:
+        RecipeError: it states none, or its value is not a mean over rows.
+    """
+    name = (options.metrics or find("tasks", options.name, what="task").metrics)[0]
+    metric = find("metrics", name, what="metric")
+    if getattr(metric, "best_value", None) is None or hasattr(metric, "corpus"):
+        raise RecipeError(
+            f"train.end_decided_validations: the first metric must state a best_value of its rows, but {name} states "
+            "none. Set it to false, or name another metric first in task.metrics."
+        )
 
 
 def _metric(name: str, task: Task) -> Metric:

@@ -32,6 +32,7 @@ class ExactMatch:
     key = "exact_match"
     unit = None
     higher_is_better = True
+    best_value = 1.0
 
     def __init__(self, options: _Options):
         self._normalize = options.normalize

@@ -75,10 +75,10 @@ def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host
 
         app = make_server(build_page(playground), for_all=not is_loopback(host))
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        print(f"{address}  (Ctrl-C stops it)", flush=True)
+        lines = [f"{address}  (Ctrl-C stops it)"]
         if not is_loopback(host):
-            print("the page has no password: every machine that reaches this address can use it", flush=True)
-        return _serve(app, listener)
+            lines.append("the page has no password: every machine that reaches this address can use it")
+        return _serve(app, listener, "\n".join(lines))
 
 
 def _load(
@@ -158,12 +158,16 @@ class _HostCheck:
         await self.app(scope, receive, sent)
 
 
-def _serve(app: FastAPI, listener: socket.socket) -> int:
+def _serve(app: FastAPI, listener: socket.socket, introduction: str) -> int:
+    """Serve the app until a signal stops it, and print the introduction once the page can be opened."""
     import uvicorn
 
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
-    )
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(introduction, flush=True)
+
+    server = Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS))
     stopped: list[int] = []
 
     def note(signum: int, frame: object) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from finetune.adapters.base_check import check_base
 from finetune.adapters.reference import AdapterRef, check_alias
 from finetune.errors import FinetuneError, RecipeError, TrainingError, brief
+from finetune.metrics.building import check_best_value
 from finetune.preflight.data import check_heads, check_paths
 from finetune.preflight.finished_runs import refuse_taken
 from finetune.preflight.places import check_output_folder, check_registry
@@ -54,6 +55,8 @@ def check_recipe(
         AdapterRef.parse_name(recipe.adapter.publish or f"{recipe.domain}/{recipe.name}")
         for alias in recipe.adapter.aliases:
             check_alias(alias)
+    if recipe.train.end_decided_validations:
+        check_best_value(recipe.task)
     check_paths(recipe.data, splits)
     if writes and os.environ.get("RANK", "0") == "0":
         check_output_folder(recipe.run_folder, key="train.output_dir")

@@ -47,6 +47,9 @@ class TrainSection(Section):
     """Number of rows of a batch when answers are generated."""
     early_stopping_patience: PositiveInt | None = Field(default=None, examples=[3])
     """Number of validations in a row without a better score, or an equal one at a lower loss, that ends the run."""
+    end_decided_validations: bool = Field(default=False, exclude_if=lambda value: not value)
+    """True to end a validation once it can no longer be the best, even if all rows that are left were right. The same
+    weights are chosen in less time, but the score and loss of such a validation stay unknown."""
     logging_steps: PositiveInt | None = Field(default=None, examples=[5])
     """Number of optimizer steps between lines of the log; by default 10, or fewer if a run has less than 100."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(

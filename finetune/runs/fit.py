@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from finetune.interfaces import Attachment
     from finetune.runs.run import Run
     from finetune.training.state import TrainState
-    from finetune.training.validation import Validation
+    from finetune.training.validation import AnyValidation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,7 @@ def fit(run: Run, attachment: Attachment, batches: Batches, predictor: Predictor
         examples=run.rows.val,
         training_batch=batches.training_batch,
         seed=recipe.seed,
+        ends_when_decided=recipe.train.end_decided_validations,
     )
     try:
         with compiled:
@@ -99,13 +100,13 @@ def fit(run: Run, attachment: Attachment, batches: Batches, predictor: Predictor
 
 def _validation(
     model: PreTrainedModel, trainer: Trainer, validator: Validator, compiled: CompiledLayers
-) -> Callable[[], Validation]:
+) -> Callable[[], AnyValidation]:
     """Return the function that validates the adapter with its present weights."""
 
-    def validate() -> Validation:
+    def validate() -> AnyValidation:
         model.eval()
         with compiled.paused():
-            return validator(batch_size=trainer.state.batch_size)
+            return validator(batch_size=trainer.state.batch_size, best=trainer.state.best_score)
 
     return validate
 

@@ -21,6 +21,7 @@ from finetune.training.feature_store import FeatureStore, StoredFeatures, places
 from finetune.training.filling import Content, Filler
 from finetune.training.find_boundaries import find_boundaries
 from finetune.training.memory import is_out_of_memory
+from finetune.training.plan import Plan
 from finetune.training.replay import Replay, record
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def collator_of_run(
     Raises:
         FinetuneError: an image cannot be opened, or the adapter does not fit the base.
     """
+    if not isinstance(train_rows, Stream):
+        train_rows = _rows_of_plan(recipe, train_rows, accelerator.num_processes)
     if reason := _why_off(recipe, base, train_rows):
         log(f"feature store off: {reason}")
         return base.collator_of(recipe.task)
@@ -85,6 +88,22 @@ def collator_of_run(
         else:
             found = of_rows
     return filling.collator.reading(found)
+
+
+def _rows_of_plan(recipe: Recipe, rows: Sequence[Example], num_processes: int) -> Sequence[Example]:
+    """Return the rows that the run reads, which are not all of them if it is shorter than an epoch."""
+    counted = [row.num_tokens for row in rows if row.num_tokens is not None]
+    grouped = recipe.train.group_by_length and len(counted) == len(rows)
+    plan = Plan.of(
+        recipe.train,
+        num_rows=len(rows),
+        num_processes=num_processes,
+        seed=recipe.seed,
+        lengths=counted if grouped else None,
+    )
+    if plan.total_steps >= plan.steps_per_epoch:
+        return rows
+    return [rows[i] for step in range(plan.total_steps) for i in plan.rows(step)]
 
 
 def _why_off(recipe: Recipe, base: Base, train_rows: Rows) -> str | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from finetune.launch.threads import BusyCores
-    from finetune.training.validation import Validation
+    from finetune.training.validation import AnyValidation
 
 _EVERY = 10  # the largest default number of steps between lines
 _LINES = 10  # the number of lines of a short run
@@ -102,14 +102,13 @@ class RunLog:
         if self._cores and (line := self._cores.explain()):
             self.info(line)
 
-    def validation(self, step: int, validation: Validation, *, best: bool) -> None:
-        """Log a validation: a line with ``val.<metric>`` for each metric, and ``val.loss`` if it is finite."""
-        values = {f"val.{name}": round(value, 6) for name, value in validation.values.items()}
-        losses = {} if validation.loss is None else {"val.loss": validation.loss}
-        self._write({"step": step, **values, **losses, "best": best})
-        scores = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in validation.values.items())
-        loss = "not finite" if validation.loss is None else f"{validation.loss:.4f}"
-        self.info(f"step {step}: validation {scores}, loss {loss}{' (best so far)' if best else ''}")
+    def validation(self, step: int, validation: AnyValidation, *, best: bool) -> None:
+        """Log a validation: a line with ``val.<metric>`` for each metric, and ``val.loss`` if it is finite.
+
+        A validation that ended early has ``val.rows``, the number of its rows, in their place.
+        """
+        self._write({"step": step, **{f"val.{k}": number for k, number in validation.numbers.items()}, "best": best})
+        self.info(f"step {step}: validation {validation.describe()}{' (best so far)' if best else ''}")
 
     def info(self, text: str) -> None:
         """Print a line above the bar."""

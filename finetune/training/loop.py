@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from finetune.training.checkpoint import Checkpoint, Checkpoints
     from finetune.training.log import RunLog
     from finetune.training.step import TaskObjective
-    from finetune.training.validation import Validation
+    from finetune.training.validation import AnyValidation
 
 
 class Trainer:
@@ -103,7 +103,7 @@ class Trainer:
         self,
         examples: Rows,
         *,
-        validate: Callable[[], Validation] | None = None,
+        validate: Callable[[], AnyValidation] | None = None,
         on_better: Callable[[], None] | None = None,
     ) -> TrainState:
         """Run to the end, or until early stopping.
@@ -237,7 +237,7 @@ class Trainer:
             + (f" The state before this step is saved in {kept}." if kept else "")
         )
 
-    def _note(self, validation: Validation, on_better: Callable[[], None] | None) -> None:
+    def _note(self, validation: AnyValidation, on_better: Callable[[], None] | None) -> None:
         if chosen := self.state.note(validation):
             self.best.update({name: tensor.cpu().clone() for name, tensor in self.strategy.tensors().items()})
             if on_better:

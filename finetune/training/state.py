@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from finetune.training.checkpoint import Checkpoint
     from finetune.training.replicated import Replicated
-    from finetune.training.validation import Validation
+    from finetune.training.validation import AnyValidation
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")  # their versions may change the numbers
 
@@ -33,9 +33,10 @@ class TrainState:
     best_loss: float | None = None  # of the validation that had the best score
     best_step: int = 0
     validations_without_better: int = 0
-    validations: list[list[Any]] = field(default_factory=list)  # [step, score, loss or None], the oldest first
+    # [step, score, loss], the oldest first; None for a score or loss that is unknown
+    validations: list[list[Any]] = field(default_factory=list)
 
-    def note(self, validation: Validation) -> bool:
+    def note(self, validation: AnyValidation) -> bool:
         """Record the validation of this step, and return whether its weights are the best so far.
 
         Of two equal validations the later one is chosen, which has trained on more rows. It does not reset the count

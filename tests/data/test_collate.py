@@ -9,6 +9,8 @@ import torch
 from finetune.assemble.loading import load_base
 from finetune.assemble.rows import examples_of
 from finetune.core.example import Example, answer, as_images, ask, system
+from finetune.data.collate import KEPT_TOKENS
+from finetune.data.kept_rows import KeptRows
 from finetune.data.spans import Tokenized, place_spans
 from finetune.errors import DataError, RowError
 from finetune.recipe import JsonlData
@@ -31,7 +33,8 @@ def base(loaded, monkeypatch):
     base = loaded["all"]
     monkeypatch.setattr(base.collator, "end_ids", base.collator.end_ids)
     monkeypatch.setattr(base.processor, "chat_template", base.processor.chat_template)
-    monkeypatch.setattr(base.collator, "_rendered", {})  # what was rendered by another template
+    for kept in ("_rows", "_prompts"):  # what was rendered by another template
+        monkeypatch.setattr(base.collator, kept, KeptRows(KEPT_TOKENS))
     return base
 
 
@@ -361,7 +364,22 @@ def test_a_row_is_rendered_once_and_what_is_kept_is_bounded(base, monkeypatch):
     assert count and collator.supervise(replace(rows[0], id="another")) == first and len(rendered) == count
     with pytest.raises(DataError, match="row third: .* got 1 placeholders for 2 images"):
         collator.supervise(replace(rows[0], id="third", media=as_images(rows[0].images * 2)))
-    monkeypatch.setattr(collator, "_room", 3)
+    monkeypatch.setattr(collator._rows, "room", 3)
     count = len(rendered)
     assert collator.supervise(rows[1]) == collator.supervise(rows[1]) != first
-    assert len(rendered) - count > 2 and len(collator._rendered) == 1
+    assert len(rendered) - count > 2 and len(collator._rows.rows) == 1
+
+
+def test_a_prompt_is_rendered_once_but_not_for_the_clients_of_a_server(base, monkeypatch):
+    collator, rendered = base.collator, []
+    render = collator.render
+    monkeypatch.setattr(collator, "render", lambda *args, **kw: rendered.append(1) or render(*args, **kw))
+    row, other = example("red"), replace(example("red"), id="grey", media=as_images([image(40)]))
+    first = collator.prompt(row)
+    assert collator.prompt(other) is first and len(rendered) == 1
+    with pytest.raises(DataError, match=r"row r: .*<image>"):
+        collator.prompt(
+            replace(row, id="r", messages=[*row.messages[:-1], {"role": "assistant", "content": "<image>"}])
+        )
+    copied = collator.copy()
+    assert copied.prompt(row) == copied.prompt(row) == first and not copied._prompts.rows

@@ -1,6 +1,8 @@
 """``finetune app``: what cannot be done is one line, before anything is loaded where that is possible."""
 
+import os
 import re
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 from finetune import cli
 from finetune.cli import main
+from finetune.launch.listening import listening
 
 
 def test_the_command_passes_on_what_it_is_given(monkeypatch):
@@ -48,6 +51,21 @@ def test_a_port_in_use_is_refused_before_the_base_is_loaded(monkeypatch, capsys)
     assert capsys.readouterr().err.startswith(f"error: cannot listen on 127.0.0.1, port {port}: ")
     assert main(["app", "--base", "pocket", "--port", "70000"]) == 2
     assert capsys.readouterr().err == "error: --port must be a number from 0 to 65535, got 70000\n"
+
+
+def test_the_address_is_printed_once_the_page_can_be_opened(monkeypatch):
+    from starlette.responses import PlainTextResponse
+
+    from finetune.playground import running
+
+    def opened(text, **options):
+        with socket.create_connection(text, timeout=10):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(running, "print", opened, raising=False)
+    with listening("127.0.0.1", 0) as listener:
+        code = running._serve(PlainTextResponse("the page"), listener, listener.getsockname())
+    assert code == 128 + signal.SIGTERM
 
 
 def test_a_reference_that_stands_for_nothing(capsys):

@@ -296,7 +296,9 @@ def test_a_server_of_few_descriptors_is_not_stopped_by_half_sent_heads_and_ends_
 
     thread = threading.Thread(target=ask)
     thread.start()
-    time.sleep(2)
+    with http_client(base_url=url, timeout=20) as client:
+        wait_for(lambda: "\nfinetune_waiting 1.0\n" in client.get("/metrics").text)
+    time.sleep(0.5)  # it decodes, for longer than the server waits for its requests
     begun = time.monotonic()
     child.send_signal(signal.SIGTERM)
     assert child.wait(30) == 128 + signal.SIGTERM

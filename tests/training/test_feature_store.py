@@ -34,6 +34,7 @@ from finetune.training.loop import Trainer
 from finetune.training.replay import record
 
 LANGUAGE = {"towers": {"projector": "none"}}
+TRAIN_ROWS = 18
 ROWS = 26 + 1  # those of the squares, and a grey image
 
 
@@ -59,7 +60,7 @@ def run(make_recipe, tiny_fast_vlm, tmp_path, capsys):
 
     def run(base=tiny_fast_vlm, **changes):
         changes = {"method": LANGUAGE, **changes}
-        options = {"resume": "never", "logging_steps": 1, **changes.pop("train", {})}
+        options = {"resume": "never", "logging_steps": 1, "max_steps": 5, **changes.pop("train", {})}
         recipe = make_recipe(base, train=options, **changes)
         train(recipe)
         lines = [json.loads(line) for line in (recipe.run_folder / "log.jsonl").read_text().splitlines()]
@@ -104,6 +105,15 @@ def test_a_filled_store_serves_every_adapter_and_no_tower_runs(tiny_base, run, s
     assert f"{ROWS} rows, 0 of them new" in again.log_line
 
 
+def test_a_short_run_stores_only_what_it_reads(tiny_base, run, sealed):
+    short = run(tiny_base, name="short", train={"max_steps": 1, "batch_size": 2})
+    assert len(short.files) == ROWS - TRAIN_ROWS + 2 and len(short.losses) == 1
+    longer = run(tiny_base, name="longer", train={"max_steps": 2, "batch_size": 2})
+    assert len(longer.files) == ROWS - TRAIN_ROWS + 4 and longer.losses[0] == short.losses[0]
+    plain = run(tiny_base, name="plain", train={"max_steps": 2, "batch_size": 2, "feature_store": "off"})
+    assert longer.losses == pytest.approx(plain.losses, abs=1e-5) and longer.predictions == plain.predictions
+
+
 def test_the_seal_holds(run, sealed):
     with pytest.raises(AssertionError, match="an image was opened, or a tower ran"):
         run(train={"feature_store": "off"})
@@ -112,7 +122,7 @@ def test_the_seal_holds(run, sealed):
 def test_losses_and_answers_are_those_without(tiny_base, run):
     stored, plain = run(tiny_base, name="one"), run(tiny_base, name="two", train={"feature_store": "off"})
     assert plain.log_line == "feature store off: train.feature_store is off"
-    assert stored.losses == pytest.approx(plain.losses, abs=1e-5) and len(stored.losses) == 3
+    assert stored.losses == pytest.approx(plain.losses, abs=1e-5) and len(stored.losses) == 5
     assert stored.predictions == plain.predictions
 
 
