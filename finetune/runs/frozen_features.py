@@ -77,7 +77,8 @@ def collator_of_run(
         return base.collator_of(recipe.task)
     assert not isinstance(train_rows, Stream)
     filling = _Filling(recipe, base, train_rows, accelerator, log)
-    found = filling.of_images([*train_rows, *val_rows, *test_rows])
+    # An evaluation of test rows uses grey images too.
+    found = filling.of_images([*train_rows, *val_rows, *test_rows, *blanked(test_rows)[0]])
     if isinstance(found, str):
         log(f"feature store off: {found}")
         return filling.collator
@@ -189,8 +190,7 @@ class _Filling:
             needs_images=True,
             has_features=lambda row: bool(row.images),
         )
-        with_blanks = [*rows, *blanked(rows)[0]]  # evaluation uses grey images too
-        return self._stored(boundary, content, with_blanks, StoredFeatures)
+        return self._stored(boundary, content, rows, StoredFeatures)
 
     def _stored(
         self,
