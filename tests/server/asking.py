@@ -20,10 +20,10 @@ def noise(width, height, kind="PNG", mode="RGB", **options):
     return file.getvalue()
 
 
-def many_scans(side, count):
+def many_scans(side, count, *, quality=75):
     """Return a JPEG of a square image whose last scan comes again and again; each takes the more, the larger it is."""
     file = io.BytesIO()
-    Image.radial_gradient("L").resize((side, side)).convert("RGB").save(file, "JPEG", progressive=True)
+    Image.radial_gradient("L").resize((side, side)).convert("RGB").save(file, "JPEG", progressive=True, quality=quality)
     data = file.getvalue()
     begin, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
     return data[:begin] + data[begin:end] * (count - data.count(b"\xff\xda") + 1) + data[end:]

@@ -287,12 +287,12 @@ def test_a_server_of_few_descriptors_is_not_stopped_by_half_sent_heads_and_ends_
         ]
         assert client.post("/v1/chat/completions", json=body(question=content)).status_code == 200
     # It ends in time whatever it prepares.
-    part = image_part(many_scans(3000, 90))
+    part = image_part(many_scans(4000, 90, quality=10))  # of these a few bytes take long
     statuses = []
 
     def ask():
         with http_client(base_url=url, timeout=60) as client:
-            statuses.append(client.post("/v1/chat/completions", json=body(question=[part] * 4)).status_code)
+            statuses.append(client.post("/v1/chat/completions", json=body(question=[part] * 8)).status_code)
 
     thread = threading.Thread(target=ask)
     thread.start()
