@@ -8,6 +8,7 @@ from finetune import plugins
 from finetune.errors import ModelError, PluginError, RecipeError
 from finetune.metrics.building import metrics_of
 from finetune.recipe import PromptSection, parse_recipe, task_of, tasks_for
+from finetune.tables import TASKS
 from finetune.tasks.vqa import VqaConfig, VqaTask
 
 RAW = {
@@ -91,7 +92,7 @@ def test_an_entry_point_is_looked_up_when_it_is_named(installed):
     assert recipe.task.unit == "cells"
     assert plugins.provider("tasks", "count") == plugins.Provider(package="finetune-count", version="1.2")
     assert plugins.provider("tasks", "vqa") is None
-    assert plugins.names("tasks") == ["contrastive", "vqa", "count"]
+    assert plugins.names("tasks") == [*TASKS, "count"]
     with pytest.raises(PluginError, match="the name must be new, but the package finetune-count has it"):
         plugins.register("tasks", "count", Count)
 
