@@ -70,6 +70,7 @@ PEFT_PROMPTS = ("idefics3", "internvl", "llava", "smolvlm")
 
 # Importing these modules loads no torch.
 TASKS: dict[str, str | Entry] = {
+    "caption": "finetune.tasks.caption:CaptionTask",
     "contrastive": "finetune.tasks.contrastive:ContrastiveTask",
     "vqa": "finetune.tasks.vqa:VqaTask",
 }
@@ -78,10 +79,22 @@ DEFAULT_TASK = "vqa"
 
 # Name of a metric -> class(options of the task), a finetune.interfaces:Metric.
 METRICS: dict[str, str | Entry] = {
+    "anls": "finetune.metrics.anls:Anls",
+    "bleu_1": "finetune.metrics.bleu:Bleu1",
+    "bleu_4": "finetune.metrics.bleu:Bleu4",
+    "cer": "finetune.metrics.error_rates:Cer",
+    "cider_d": "finetune.metrics.cider_d:CiderD",
     "exact_match": "finetune.metrics.exact_match:ExactMatch",
+    "rouge_l": "finetune.metrics.rouge_l:RougeL",
+    "token_f1": "finetune.metrics.token_overlap:TokenF1",
+    "token_recall": "finetune.metrics.token_overlap:TokenRecall",
+    "vqa_accuracy": "finetune.metrics.vqa_accuracy:VqaAccuracy",
+    "wer": "finetune.metrics.error_rates:Wer",
 }
 # The metrics of a task with answers, if its recipe names none.
 ANSWER_METRICS = ("exact_match",)
+# Those of a task with captions.
+CAPTION_METRICS = ("cider_d", "bleu_4", "rouge_l")
 
 # `data.source` -> function(section, split, task=, seed=, bad=) -> list of Example
 SOURCES: dict[str, str | Entry] = {

@@ -15,7 +15,11 @@ ARCHITECTURES = {entry.architecture for entry in tables.FAMILIES.values()}
 # File -> why it may name a task beside its own file and the table.
 TASK_FILES = {
     "finetune/adapters/manifest_schema_1.py": "vqa: the normalization of answers, as schema 1 had it",
+    "finetune/core/example.py": "caption: the purpose of a draw",
+    "finetune/data/survey.py": "caption: the form of a row",
+    "finetune/evaluation/prompt_checks.py": "caption: the form of a row",
     "finetune/metrics/normalization.py": "vqa: the normalization that the VQA script defines",
+    "finetune/pocket/questions.py": "caption: a question type of the pocket world",
     "finetune/recipe/objective.py": "contrastive: the objective's own section",
     "recipes/pretrain.py": "vqa: the normalization of answers",
 }

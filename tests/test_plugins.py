@@ -8,6 +8,7 @@ from finetune import plugins
 from finetune.errors import ModelError, PluginError, RecipeError
 from finetune.metrics.building import metrics_of
 from finetune.recipe import PromptSection, parse_recipe, task_of, tasks_for
+from finetune.tables import TASKS
 from finetune.tasks.vqa import VqaConfig, VqaTask
 
 RAW = {
@@ -69,7 +70,7 @@ def test_a_registered_task_is_a_task_of_recipes(registered):
 
 def test_what_is_taken_back_is_unknown_again(registered):
     plugins.unregister("tasks", "count")
-    with pytest.raises(RecipeError, match="here: unknown task.name 'count'. Allowed: contrastive, vqa"):
+    with pytest.raises(RecipeError, match=f"here: unknown task.name 'count'. Allowed: {', '.join(TASKS)}"):
         parse_recipe({**RAW, "task": {"name": "count"}}, source="here")
 
 
@@ -91,7 +92,7 @@ def test_an_entry_point_is_looked_up_when_it_is_named(installed):
     assert recipe.task.unit == "cells"
     assert plugins.provider("tasks", "count") == plugins.Provider(package="finetune-count", version="1.2")
     assert plugins.provider("tasks", "vqa") is None
-    assert plugins.names("tasks") == ["contrastive", "vqa", "count"]
+    assert plugins.names("tasks") == [*TASKS, "count"]
     with pytest.raises(PluginError, match="the name must be new, but the package finetune-count has it"):
         plugins.register("tasks", "count", Count)
 

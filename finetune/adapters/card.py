@@ -141,8 +141,9 @@ def _asking(manifest: AdapterManifest) -> list[str]:
     if not isinstance(task, PromptSection):
         return []
     system = f", after the system prompt {markdown_code(task.system_prompt)}" if task.system_prompt else ""
+    asked = f", for captions with the question {markdown_code(task.caption_question)}" if task.caption_question else ""
     return [
-        f"Prompt of the training, image {task.image_position}: {markdown_code(task.question_template)}{system}; "
+        f"Prompt of the training, image {task.image_position}: {markdown_code(task.question_template)}{system}{asked}; "
         f"answers are decoded greedily, at most {task.longest_answer} tokens.",
         "",
     ]

@@ -21,13 +21,15 @@ def majority(task: Task, examples: Sequence[Example]) -> tuple[list[Prediction],
     """Return the task's constant prediction for each row's question type, and the rows that it is measured on.
 
     The constant is chosen on these very rows, so it is the best score of a model that ignores the images. Only the
-    first of several references counts, because the constant was chosen by first references.
+    first of several answers counts, because the constant was chosen by first answers. Captions of one image are equal
+    references, so all of them count, as for the model.
     """
     rows_of: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         rows_of[example.question_type].append(example)
     constants = {question_type: task.constant(rows) for question_type, rows in rows_of.items()}
-    return [constants[e.question_type] for e in examples], [replace(e, answers=e.answers[:1]) for e in examples]
+    measured_on = [e if e.captions else replace(e, answers=e.answers[:1]) for e in examples]
+    return [constants[e.question_type] for e in examples], measured_on
 
 
 def predict_blank(predictor: Predictor, examples: Sequence[Example], *, title: str) -> list[Prediction]:

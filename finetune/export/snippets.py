@@ -45,6 +45,11 @@ def transformers_code(source: Source, loading: str) -> str:
     return f"{_imports(source, imports)}\n\n{lines}\n\n{_body(source)}"
 
 
+def example_question(task: PromptSection) -> str:
+    """Return the question of the code: the one that asks for a caption, if the adapter was trained on captions."""
+    return task.caption_question or QUESTION
+
+
 def messages_code(task: PromptSection, *, image: str) -> str:
     """Return the lines that define ``messages``, in the form of the adapter's training.
 
@@ -78,7 +83,7 @@ def _body(source: Source) -> str:
     assert isinstance(family, ImageTextToTextFamily), "the task was checked against the base"
     return _ASK.format(
         open=show,
-        question=repr(QUESTION),
+        question=repr(example_question(task)),
         prompt=_bare_prompt(source, task) if family.processor_adds_marks else _prompt(source, task),
         options="" if family.processor_adds_marks else "add_special_tokens=False, ",
         max_new_tokens=task.longest_answer,

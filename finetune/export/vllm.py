@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from finetune.adapters.card import CARD_NAME, Card, model_card
 from finetune.export.peft import Peft
-from finetune.export.snippets import IMAGE_NAME, QUESTION, messages_code
+from finetune.export.snippets import IMAGE_NAME, example_question, messages_code
 from finetune.export.vllm_rules import DEFAULT_MAX_LORA_RANK, refuse_for_vllm
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Vllm:
             max_lora_rank=self.max_lora_rank,
             name=source.manifest.full_name,
             image=IMAGE_NAME,
-            question=repr(QUESTION),
+            question=repr(example_question(task)),
             messages=messages_code(task, image=_IMAGE_PART),
             max_new_tokens=task.longest_answer,
         )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from finetune.core.prediction import Label, Text
-from finetune.errors import DataError
+from finetune.metrics.texts import answer_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -13,13 +12,7 @@ if TYPE_CHECKING:
     from finetune.core.example import Example
     from finetune.core.prediction import Prediction
     from finetune.metrics.normalization import Normalizer
-
-
-class _Options(Protocol):
-    @property
-    def normalize(self) -> Normalizer:
-        """Return the function that normalizes answers before they are compared."""
-        ...
+    from finetune.metrics.texts import NormalizeOptions
 
 
 class ExactMatch:
@@ -34,7 +27,7 @@ class ExactMatch:
     higher_is_better = True
     best_value = 1.0
 
-    def __init__(self, options: _Options):
+    def __init__(self, options: NormalizeOptions):
         self._normalize = options.normalize
 
     def row(self, prediction: Prediction, example: Example) -> float:
@@ -43,12 +36,8 @@ class ExactMatch:
         Raises:
             DataError: the prediction is neither a text nor a label.
         """
-        if not isinstance(prediction, Text | Label):
-            raise DataError(
-                f"{self.key} needs a text or a label, got a prediction of type {prediction.type} (row {example.id}). "
-                "Set other metrics in task.metrics."
-            )
-        return float(exact_match(str(prediction), example.answers, normalize=self._normalize))
+        text = answer_text(prediction, example, metric=self.key)
+        return float(exact_match(text, example.answers, normalize=self._normalize))
 
 
 def exact_match(prediction: str, references: Iterable[str], *, normalize: Normalizer) -> bool:

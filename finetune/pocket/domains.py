@@ -3,6 +3,7 @@
 A program draws the medical phantoms and product images; they show no real patient or product.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from finetune.core.example import Example, answer, as_images
@@ -11,13 +12,15 @@ from finetune.pocket.questions import QUESTION_TYPES
 from finetune.pocket.retail import draw_product
 from finetune.pocket.scene import Question, Scene
 from finetune.pocket.world import draw_scene
-from finetune.recipe import ProceduralData, TaskSection
+from finetune.recipe import CAPTION_QUESTION, ProceduralData, TaskSection
 
 _DRAW = {"medical": draw_phantom, "retail": draw_product}
 
 
 def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed: int, bad: Any) -> list[Example]:
-    """Return the rows of one split, a pure function of the data's seed: one question for each image, types in turn.
+    """Return the rows of one split, a pure function of the data's seed.
+
+    Each image has one question, types in turn, or all its captions.
 
     Args:
         section: the recipe's data section.
@@ -30,8 +33,11 @@ def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed:
     examples = []
     for index in range(rows):
         scene = _DRAW[section.name](section.seed, split, index)
-        question = scene.questions[index % len(scene.questions)]
-        examples.append(_example(f"{section.name}:{split}:{index}:0", scene, question, task))
+        row_id = f"{section.name}:{split}:{index}:0"
+        if section.captions:
+            examples.append(_captioned(row_id, scene, task))
+        else:
+            examples.append(_example(row_id, scene, scene.questions[index % len(scene.questions)], task))
     return examples
 
 
@@ -49,6 +55,12 @@ def read_world(seed: int, split: str, *, rows_per_type: int, task: TaskSection) 
                 examples.append(_example(row_id, scene, question, task))
         index += 1
     return examples
+
+
+def _captioned(row_id: str, scene: Scene, task: TaskSection) -> Example:
+    text = task.own_question or CAPTION_QUESTION
+    example = _example(row_id, scene, Question(question_type="all", text=text, answer=scene.captions[0]), task)
+    return replace(example, answers=scene.captions, captions=[task.text_of(text) for text in scene.captions])
 
 
 def _example(row_id: str, scene: Scene, question: Question, task: TaskSection) -> Example:

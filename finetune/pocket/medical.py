@@ -36,9 +36,18 @@ def _tissue(rng: np.random.Generator, style: str) -> Scene:
     if present:
         grey, more = _add_lesion(rng, grey, ultrasound)
         questions += more
+    facts = {question.question_type: question.answer for question in questions}
+    organ = "tissue" if ultrasound else "chest"
+    if present:
+        captions = [
+            f"a {organ} scan with a {facts['size']} {facts['margin']} lesion on the {facts['side']} side",
+            f"a {facts['size']} lesion of {facts['margin']} margin on the {facts['side']} side of the {organ}",
+        ]
+    else:
+        captions = [f"a {organ} scan without a lesion", f"a normal scan of the {organ}"]
     speckle = rng.normal(1, 0.16 if ultrasound else 0.05, grey.shape)
     image = np.repeat((grey * speckle + smooth_noise(rng, 5) * 5)[..., None], 3, axis=-1)
-    return Scene(image=finish(rng, image, noise=3, blur=0.4), questions=questions)
+    return Scene(image=finish(rng, image, noise=3, blur=0.4), questions=questions, captions=captions)
 
 
 def _add_lesion(rng: np.random.Generator, grey: np.ndarray, ultrasound: bool) -> tuple[np.ndarray, list[Question]]:
@@ -91,4 +100,7 @@ def _smear(rng: np.random.Generator) -> Scene:
         nucleus = ellipse_mask(x + rng.normal(0, 0.7), y + rng.normal(0, 0.7), r * 0.55, r * 0.5)
         paint(image, nucleus, np.array([95, 40, 130]) + rng.normal(0, 8, 3))
     question = Question(question_type="cells", text="How many cells are there?", answer=_NUMBERS[len(cells)])
-    return Scene(image=finish(rng, image, noise=4, blur=0.3), questions=[question])
+    number = "no" if not cells else _NUMBERS[len(cells)]
+    what = f"{number} {'cell' if len(cells) == 1 else 'cells'}"
+    captions = [f"an image of {what}", f"{what} and small dots"]
+    return Scene(image=finish(rng, image, noise=4, blur=0.3), questions=[question], captions=captions)

@@ -29,7 +29,7 @@ _COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 
 
 def draw_product(seed: int, split: str, index: int) -> Scene:
-    """Return one product image with questions on garment, colour, pattern and price tag."""
+    """Return one product image with captions, and questions on garment, colour, pattern and price tag."""
     rng = random_for(seed, "retail", split, index)
     garment, color = str(rng.choice(GARMENTS)), str(rng.choice(_COLORS))
     pattern = str(rng.choice(PATTERNS))
@@ -55,7 +55,12 @@ def draw_product(seed: int, split: str, index: int) -> Scene:
         Question(question_type="pattern", text="What pattern does the garment have?", answer=pattern),
         Question(question_type="tag", text="Is there a price tag?", answer="yes" if tagged else "no"),
     ]
-    return Scene(image=finish(rng, image, noise=rng.uniform(1, 5)), questions=questions)
+    what = f"{pattern} {color} {garment}" if garment == "pants" else f"a {pattern} {color} {garment}"
+    captions = [
+        what + (" with a price tag" if tagged else ""),
+        f"{color} {garment} with a {pattern} pattern" + (" and a price tag" if tagged else ""),
+    ]
+    return Scene(image=finish(rng, image, noise=rng.uniform(1, 5)), questions=questions, captions=captions)
 
 
 def _outline(rng: np.random.Generator, garment: str) -> list[tuple[float, float]]:

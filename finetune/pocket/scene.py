@@ -1,6 +1,6 @@
 """The records of a procedural image and its questions, the same for every world."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """An image [64, 64, 3] uint8, and the questions about it.
+    """An image [64, 64, 3] uint8, the questions about it, and captions if its world has any.
 
     Worlds that train a vision tower also give ``cells``, the classes [8, 8, 3] of the object on each patch, and
     ``mask``, [64, 64] bool, true on objects.
@@ -37,5 +37,6 @@ class Scene:
 
     image: np.ndarray
     questions: list[Question]
+    captions: list[str] = field(default_factory=list)
     cells: np.ndarray | None = None
     mask: np.ndarray | None = None

@@ -29,6 +29,7 @@ from finetune.recipe.objective import ContrastiveObjectiveSection, CrossEntropyS
 from finetune.recipe.recipe_file import load_recipe, parse_recipe, read_value
 from finetune.recipe.section import Section
 from finetune.recipe.task import (
+    CAPTION_QUESTION,
     AnswerSection,
     LabelSection,
     PromptSection,
@@ -41,6 +42,7 @@ from finetune.recipe.train import TrainSection
 from finetune.recipe.whole import AdapterSection, Recipe
 
 __all__ = [
+    "CAPTION_QUESTION",
     "AdapterSection",
     "AnswerSection",
     "AttnImplementation",

@@ -193,6 +193,8 @@ class ProceduralData(RowsSection):
         default={"train": 2000, "val": 200, "test": 800}, examples=[{"train": 400, "val": 40, "test": 80}]
     )
     """Number of rows of each split."""
+    captions: bool = Field(default=False, exclude_if=lambda value: not value, examples=[True])
+    """True for rows of an image with captions of it, in place of questions."""
 
     @property
     def synthetic(self) -> bool:

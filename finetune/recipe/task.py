@@ -22,6 +22,8 @@ from finetune.recipe.section import Prompt, Section
 from finetune.tables import ANSWER_METRICS, DEFAULT_TASK
 
 DEFAULT_ANSWER_TOKENS = 128  # the limit of an answer if neither the recipe nor its data sets one
+# The question that asks for a caption where neither the recipe nor its rows have one.
+CAPTION_QUESTION = "Describe the picture."
 
 
 class TaskSection(Section):
@@ -47,6 +49,11 @@ class TaskSection(Section):
         if twice := next((name for name in named or () if (named or []).count(name) > 1), None):
             raise ValueError(f"a metric must be unique, but {twice!r} is given twice. Remove one of them")
         return named
+
+    @property
+    def own_question(self) -> str | None:
+        """The question of rows that have none, if the data section names none; None if each row must have one."""
+        return None
 
     def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
         """Return the messages that show the images and ask ``question``, if there is one."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from finetune.core.prediction import Label
 from finetune.errors import DataError, ModelError, brief
-from finetune.recipe import LabelSection, PromptSection
+from finetune.recipe import CAPTION_QUESTION, LabelSection, PromptSection
 from finetune.serving.adapted_model import AdaptedModel
 from finetune.serving.asking import conversation_row, image_row, question_row
 from finetune.serving.batching import answer_limit, answer_rows, prompt_lengths, refuse_too_long
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from finetune.tasks.choosing import ChoosingTask
     from finetune.tasks.generation import Answer
 
-# The prompt for a caption, for the base and adapters that were trained without captions.
-CAPTION_QUESTION = "Describe the picture."
-CAPTION_TOKENS = 64  # the limit of such a caption, unless the adapter's answers may be longer
+# The limit of a caption by the base, or by an adapter trained without captions, unless its answers may be longer.
+CAPTION_TOKENS = 64
 
 
 class VisionLanguageModel(AdaptedModel):
