@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from finetune.core.batch import STORED_OUTPUTS
 from finetune.data.stream import Stream
 from finetune.errors import plain
 from finetune.evaluation.linear_probe import LinearProbe
@@ -12,8 +13,9 @@ from finetune.runs.frozen_features import rows_of_plan
 from finetune.runs.image_vectors import ImageVectors
 
 if TYPE_CHECKING:
+    from finetune.core.example import Example
     from finetune.core.prediction import Prediction
-    from finetune.interfaces import Task
+    from finetune.interfaces import Task, TaskCollator
     from finetune.runs.run import Run
 
 
@@ -56,9 +58,22 @@ def _predictions(run: Run, task: Task) -> tuple[list[Prediction | None], int, Im
     if run.accelerator.num_processes > 1:
         return "the run has several processes"
     probe = LinearProbe(task, rows_of_plan(recipe, rows.train, 1))
-    if not probe.covered(rows.test):
+    covered = probe.covered(rows.test)
+    if not covered:
         return "no test row has an image and a question whose answers in the train rows are a closed set"
-    vectors = ImageVectors(
-        run.base, run.base.collator_of(recipe.task), batch_size=min(16, recipe.train.eval_batch_size)
-    )
+    vectors = ImageVectors(run.base, _collator(run, covered[0]), batch_size=min(16, recipe.train.eval_batch_size))
     return probe.predict(rows.test, val=rows.val, vectors=vectors), len(probe.questions), vectors
+
+
+def _collator(run: Run, row: Example) -> TaskCollator:
+    """Return the collator of the run if it stores all that the projector gets, else the one that opens images.
+
+    Args:
+        run: the run.
+        row: a row with an image.
+    """
+    stored = run.collator.prompt_batch([row]).inputs.get(STORED_OUTPUTS, {})
+    (projector, *_) = run.base.towers.get("projector", ("",))
+    # Below a frozen projector the stored outputs are hollow: only the outputs of the projector itself are read.
+    below = projector and stored and not any(f"{path}.".startswith(f"{projector}.") for path in stored)
+    return run.collator if below else run.base.collator_of(run.recipe.task)

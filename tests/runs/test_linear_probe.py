@@ -164,3 +164,27 @@ def test_damaged_vectors_are_computed_again(tiny_fast_vlm, make_recipe, closed_r
     connection.close()
     vectors, _ = vectors_of(make_recipe(tiny_fast_vlm))
     assert np.array_equal(vectors(rows), wanted) and vectors.num_new == 18
+
+
+@pytest.mark.parametrize(
+    ("adapted", "opens"), [("projector", False), ("language", True)], ids=["stored tower", "stored projector"]
+)
+def test_stored_outputs_of_the_tower_are_used(adapted, opens, tiny_fast_vlm, make_recipe, closed_rows, monkeypatch):
+    """Where the projector is stored, what it gets is hollow, so the images are opened."""
+    made = []
+
+    class Spy(ImageVectors):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr("finetune.runs.linear_probe.ImageVectors", Spy)
+    method = {"name": "lora", "r": 4, "lora_alpha": 8, "towers": {"projector": "none", adapted: "all-linear"}}
+    recipe = make_recipe(tiny_fast_vlm, method=method)
+    result = train(recipe)
+    (used,) = made
+    assert (used.collator is used.base.collator_of(recipe.task)) is opens
+    assert result.metrics["test"].baselines["linear_probe"]["exact_match"].value == 1.0
+    plain, rows = vectors_of(recipe)
+    plain._key = "another"
+    np.testing.assert_allclose(used(rows[:4]), plain(rows[:4]), rtol=1e-4, atol=1e-5)
