@@ -81,6 +81,11 @@ class LinearProbe:
         found = {question: self._closed(task, rows) for question, rows in rows_of.items()}
         self.questions = {question: closed for question, closed in found.items() if closed is not None}
 
+    @property
+    def fitted_rows(self) -> list[Example]:
+        """The train rows that the classifiers are fitted to."""
+        return [row for closed in self.questions.values() for row in closed.rows]
+
     def covered(self, rows: Sequence[Example]) -> list[Example]:
         """Return the rows that the probe has a prediction for."""
         return [row for row in rows if row.images and _question(row) in self.questions]

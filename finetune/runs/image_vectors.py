@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
-from finetune.core.batch import Batch
+from finetune.core.batch import STORED_OUTPUTS, Batch
 from finetune.core.cache import Notes
 from finetune.data.image_checks import digests_of
-from finetune.errors import ModelError
+from finetune.errors import ModelError, plain
 from finetune.runs.frozen_features import base_key
 from finetune.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from accelerate import Accelerator
 
     from finetune.assemble.base import Base
     from finetune.core.example import Example
@@ -42,11 +45,12 @@ class ImageVectors:
     Args:
         base: the base, without an adapter.
         collator: the collator that opens the images of rows.
+        stored: the collator of a run, which is used instead if it stores all that the projector gets.
         batch_size: the largest number of rows of a forward.
     """
 
-    def __init__(self, base: Base, collator: TaskCollator, *, batch_size: int):
-        self.base, self.collator, self.batch_size = base, collator, batch_size
+    def __init__(self, base: Base, collator: TaskCollator, *, stored: TaskCollator | None = None, batch_size: int):
+        self.base, self.collator, self.stored, self.batch_size = base, collator, stored, batch_size
         self.num_new = 0  # rows of which no vector was kept
         self._key = sha256_hex(canonical_json(base_key(base)))
         self._vectors: dict[str, np.ndarray] = {}
@@ -55,37 +59,51 @@ class ImageVectors:
         return len(self._vectors)
 
     def __call__(self, rows: Sequence[Example]) -> np.ndarray:
-        """Return the vectors of rows, [N, D] in float32.
+        """Return the vectors of rows that ``fill`` was called with, [N, D] in float32."""
+        return np.stack([self._vectors[self._key_of(row)] for row in rows])
 
-        Raises:
-            FinetuneError: an image cannot be opened, or the tower cannot be run alone.
+    def fill(self, rows: Sequence[Example], accelerator: Accelerator) -> str | None:
+        """Read the kept vectors of rows and compute the others, each process its share; every process has to call it.
+
+        Returns:
+            Why the vectors cannot be computed, the same on all processes; None if they are there.
         """
-        keys = [self._key_of(row) for row in rows]
-        unique = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._vectors}
-        if unique:
-            kept = Notes(_NOTES).get(unique)
-            self._vectors |= {key: _decoded(note) for key, note in kept.items()}
-            self._compute({key: row for key, row in unique.items() if key not in kept})
-        return np.stack([self._vectors[key] for key in keys])
+        problem, new = None, 0
+        mine: dict[str, np.ndarray] = {}
+        try:
+            unique = {self._key_of(row): row for row in rows}
+            share = [*unique.items()][accelerator.process_index :: accelerator.num_processes]
+            mine = {key: _decoded(note) for key, note in Notes(_NOTES).get(key for key, _ in share).items()}
+            missing = {key: row for key, row in share if key not in mine}
+            new = len(missing)
+            mine |= self._compute(missing)
+        except Exception as error:  # the others wait for this process, and the run needs no vectors
+            problem = f"{type(error).__name__}: {plain(str(error))}"
+        found = gather_object([(problem, new, mine)])
+        for _, count, vectors in found:
+            self.num_new += count
+            self._vectors |= vectors
+        return next((text for text, _, _ in found if text), None)
 
     def _key_of(self, row: Example) -> str:
         return canonical_json([self._key, digests_of(row), asdict(row.image_options)]).decode()
 
     @torch.inference_mode()
-    def _compute(self, rows: Mapping[str, Example]) -> None:
-        """Compute the vectors of rows, and keep them."""
+    def _compute(self, rows: Mapping[str, Example]) -> dict[str, np.ndarray]:
+        """Compute and return the vectors of rows, and keep them."""
+        found: dict[str, np.ndarray] = {}
         fresh: dict[str, str] = {}
         with tqdm(total=len(rows), unit="row", desc="linear probe", leave=False, mininterval=1.0) as bar:
             for part in self._batches(rows):
                 for (key, _), vector in zip(part, self._pooled([inputs for _, inputs in part]), strict=True):
-                    self._vectors[key] = vector
+                    found[key] = vector
                     fresh[key] = base64.b64encode(vector.tobytes()).decode()
                 bar.update(len(part))
                 if len(fresh) >= _AT_ONCE:
                     Notes(_NOTES).put(fresh)
                     fresh = {}
         Notes(_NOTES).put(fresh)
-        self.num_new += len(rows)
+        return found
 
     def _batches(self, rows: Mapping[str, Example]) -> Iterator[list[tuple[str, Inputs]]]:
         """Yield the inputs of rows, such that those of equal shapes are together.
@@ -93,8 +111,9 @@ class ImageVectors:
         Each row is processed alone, because a processor may treat an image beside others in another way.
         """
         waiting: dict[Any, list[tuple[str, Inputs]]] = {}
+        collator = self._collator(next(iter(rows.values()))) if rows else self.collator
         for key, row in rows.items():
-            inputs = self.collator.prompt_batch([row]).inputs
+            inputs = collator.prompt_batch([row]).inputs
             shape = tuple((n, tuple(v.shape) if isinstance(v, Tensor) else key) for n, v in inputs.items())
             waiting.setdefault(shape, []).append((key, inputs))
             if len(waiting[shape]) == self.batch_size:
@@ -102,6 +121,16 @@ class ImageVectors:
             elif sum(map(len, waiting.values())) == _WAITING * self.batch_size:
                 yield waiting.pop(max(waiting, key=lambda one: len(waiting[one])))
         yield from waiting.values()
+
+    def _collator(self, row: Example) -> TaskCollator:
+        """Return the collator with stored outputs if they hold, for ``row``, all that the projector gets."""
+        if self.stored is None:
+            return self.collator
+        stored = self.stored.prompt_batch([row]).inputs.get(STORED_OUTPUTS, {})
+        (projector, *_) = self.base.towers.get("projector", ("",))
+        # Where the projector's own outputs are stored, what it gets is hollow.
+        below = projector and stored and not any(f"{path}.".startswith(f"{projector}.") for path in stored)
+        return self.stored if below else self.collator
 
     def _pooled(self, rows: Sequence[Inputs]) -> list[np.ndarray]:
         """Return the vectors of rows whose inputs have equal shapes, in halves if they do not fit or do not divide."""

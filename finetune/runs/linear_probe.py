@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from finetune.core.batch import STORED_OUTPUTS
 from finetune.data.stream import Stream
 from finetune.errors import plain
 from finetune.evaluation.linear_probe import LinearProbe
@@ -13,16 +12,18 @@ from finetune.runs.frozen_features import rows_of_plan
 from finetune.runs.image_vectors import ImageVectors
 
 if TYPE_CHECKING:
-    from finetune.core.example import Example
     from finetune.core.prediction import Prediction
-    from finetune.interfaces import Task, TaskCollator
+    from finetune.interfaces import Task
     from finetune.runs.run import Run
+
+_BATCH = 16  # the largest number of rows of a forward of the tower
 
 
 def probe_run(run: Run, task: Task) -> list[Prediction | None] | None:
     """Return the predictions of a linear probe for the test rows of a run, before an adapter is attached.
 
     The probe is fitted to the train rows that the run reads. It logs its work, or the reason why there is no probe.
+    Every process has to call it.
 
     Args:
         run: the run.
@@ -52,28 +53,21 @@ def probe_run(run: Run, task: Task) -> list[Prediction | None] | None:
 
 def _predictions(run: Run, task: Task) -> tuple[list[Prediction | None], int, ImageVectors] | str:
     """Return the predictions, the number of questions and the vectors; or why there is no probe."""
-    recipe, rows = run.recipe, run.rows
+    recipe, rows, accelerator = run.recipe, run.rows, run.accelerator
     if isinstance(rows.train, Stream):
         return "the train rows are a stream"
-    if run.accelerator.num_processes > 1:
-        return "the run has several processes"
-    probe = LinearProbe(task, rows_of_plan(recipe, rows.train, 1))
-    covered = probe.covered(rows.test)
-    if not covered:
+    if run.strategy.lockstep:
+        return "the processes share one base"
+    probe = LinearProbe(task, rows_of_plan(recipe, rows.train, accelerator.num_processes))
+    test = probe.covered(rows.test)
+    if not test:
         return "no test row has an image and a question whose answers in the train rows are a closed set"
-    vectors = ImageVectors(run.base, _collator(run, covered[0]), batch_size=min(16, recipe.train.eval_batch_size))
+    vectors = ImageVectors(
+        run.base,
+        run.base.collator_of(recipe.task),
+        stored=run.collator,
+        batch_size=min(_BATCH, recipe.train.eval_batch_size),
+    )
+    if problem := vectors.fill([*probe.fitted_rows, *probe.covered(rows.val), *test], accelerator):
+        return problem
     return probe.predict(rows.test, val=rows.val, vectors=vectors), len(probe.questions), vectors
-
-
-def _collator(run: Run, row: Example) -> TaskCollator:
-    """Return the collator of the run if it stores all that the projector gets, else the one that opens images.
-
-    Args:
-        run: the run.
-        row: a row with an image.
-    """
-    stored = run.collator.prompt_batch([row]).inputs.get(STORED_OUTPUTS, {})
-    (projector, *_) = run.base.towers.get("projector", ("",))
-    # Below a frozen projector the stored outputs are hollow: only the outputs of the projector itself are read.
-    below = projector and stored and not any(f"{path}.".startswith(f"{projector}.") for path in stored)
-    return run.collator if below else run.base.collator_of(run.recipe.task)

@@ -6,6 +6,7 @@ import sqlite3
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from finetune.adapters.manifest import AdapterManifest
@@ -32,22 +33,27 @@ def vectors_of(recipe, *, batch_size=16):
     return ImageVectors(base, base.collator_of(recipe.task), batch_size=batch_size), rows
 
 
+def get(vectors, rows):
+    assert vectors.fill(rows, Accelerator(cpu=True)) is None
+    return vectors(rows)
+
+
 def forget(tmp_path):
     (tmp_path / "cache" / "image_vectors.sqlite").unlink()
 
 
 def check_vectors(recipe, tmp_path):
     alone, rows = vectors_of(recipe, batch_size=1)
-    found = alone(rows)
+    found = get(alone, rows)
     assert found.dtype == np.float32 and len(found) == len(rows) == 36 and found.ndim == 2
     assert len(alone) == alone.num_new == 18, "each image is computed once"
     assert np.array_equal(found[:18], found[18:]) and np.isfinite(found).all()
     assert len(np.unique(found[:18], axis=0)) == 18, "each image has a vector of its own"
     again, _ = vectors_of(recipe)
-    assert np.array_equal(again(rows), found) and again.num_new == 0
+    assert np.array_equal(get(again, rows), found) and again.num_new == 0
     forget(tmp_path)
     together, _ = vectors_of(recipe, batch_size=4)
-    np.testing.assert_allclose(together(rows), found, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(get(together, rows), found, rtol=1e-4, atol=1e-5)
     assert together.num_new == 18
     return together.base, found
 
@@ -72,31 +78,31 @@ def test_a_vector_is_the_mean_of_what_the_projector_gets(tiny_fast_vlm, make_rec
         handle = base.model.model.multi_modal_projector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         base.model(**vectors.collator.prompt_batch(rows[:1]).inputs)
         handle.remove()
-    np.testing.assert_allclose(vectors(rows[:1])[0], seen[0][0].mean(dim=0).numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(get(vectors, rows[:1])[0], seen[0][0].mean(dim=0).numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_base_without_a_projector_gives_the_output_of_its_tower(tiny_fast_vlm, make_recipe, closed_rows):
     vectors, rows = vectors_of(make_recipe(tiny_fast_vlm))
-    wanted = vectors(rows)
+    wanted = get(vectors, rows)
     base = vectors.base
     base.__dict__["towers"] = {name: paths for name, paths in base.towers.items() if name != "projector"}
     found = ImageVectors(base, vectors.collator, batch_size=8)
     found._key = "another"
-    np.testing.assert_allclose(found(rows), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(get(found, rows), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_other_pixels_under_the_same_name_have_another_vector(tiny_fast_vlm, make_recipe, closed_rows):
     recipe = make_recipe(tiny_fast_vlm)
     vectors, rows = vectors_of(recipe)
-    before = vectors(rows[:1])
+    before = get(vectors, rows[:1])
     Image.new("RGB", (32, 40), (1, 2, 3)).save(closed_rows / "images" / "0.png")
     vectors, rows = vectors_of(recipe)
-    assert not np.allclose(vectors(rows[:1]), before) and vectors.num_new == 1
+    assert not np.allclose(get(vectors, rows[:1]), before) and vectors.num_new == 1
 
 
 def test_a_batch_that_does_not_fit_is_halved(tiny_fast_vlm, make_recipe, closed_rows, monkeypatch, tmp_path):
     vectors, rows = vectors_of(make_recipe(tiny_fast_vlm))
-    wanted = vectors(rows)
+    wanted = get(vectors, rows)
     forget(tmp_path)
     vectors, _ = vectors_of(make_recipe(tiny_fast_vlm))
     plain, sizes = vectors._features, []
@@ -108,7 +114,7 @@ def test_a_batch_that_does_not_fit_is_halved(tiny_fast_vlm, make_recipe, closed_
         return plain(inputs)
 
     monkeypatch.setattr(vectors, "_features", features)
-    np.testing.assert_allclose(vectors(rows), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(get(vectors, rows), wanted, rtol=1e-4, atol=1e-5)
     assert sizes == [16, 8, 4, 4, 8, 4, 4, 2]
 
 
@@ -116,14 +122,10 @@ def test_a_run_has_a_linear_probe(tiny_fast_vlm, make_recipe, closed_rows, capsy
     recipe = make_recipe(tiny_fast_vlm, train={"max_steps": 6})
     result = train(recipe)
     shown = capsys.readouterr().out
-    images = 18 + 4 + 4  # of 24 train rows, and of all val and test rows
     assert "questions with a closed set of answers: 1; 8 of 8 test rows; " in shown
-    (line,) = [line for line in shown.splitlines() if line.startswith("linear probe: ")]
-    assert f"{images} images" in line or int(line.split()[2]) < images, line
-    for who, scores in result.metrics.items():
+    for scores in result.metrics.values():
         value = scores.baselines["linear_probe"]["exact_match"]
         assert (value.value, value.n, value.interval) == (1.0, 8, None), "the tower tells red from blue"
-        assert f"{ {'test': 'adapter', 'base': 'base'}[who] } on test: exact match" in shown
     assert shown.count(", linear probe 1.000") >= 2
     manifest = AdapterManifest.parse((result.adapter / "manifest.json").read_bytes())
     assert named_values(manifest.metrics)["test.linear_probe.exact_match"] == 1.0
@@ -158,12 +160,12 @@ def test_a_probe_that_fails_stops_no_run(tiny_fast_vlm, make_recipe, closed_rows
 
 def test_damaged_vectors_are_computed_again(tiny_fast_vlm, make_recipe, closed_rows, tmp_path):
     vectors, rows = vectors_of(make_recipe(tiny_fast_vlm))
-    wanted = vectors(rows)
+    wanted = get(vectors, rows)
     with sqlite3.connect(tmp_path / "cache" / "image_vectors.sqlite") as connection:
         connection.execute("UPDATE notes SET note = substr(note, 1, 40)")
     connection.close()
     vectors, _ = vectors_of(make_recipe(tiny_fast_vlm))
-    assert np.array_equal(vectors(rows), wanted) and vectors.num_new == 18
+    assert np.array_equal(get(vectors, rows), wanted) and vectors.num_new == 18
 
 
 @pytest.mark.parametrize(
@@ -183,8 +185,9 @@ def test_stored_outputs_of_the_tower_are_used(adapted, opens, tiny_fast_vlm, mak
     recipe = make_recipe(tiny_fast_vlm, method=method)
     result = train(recipe)
     (used,) = made
-    assert (used.collator is used.base.collator_of(recipe.task)) is opens
     assert result.metrics["test"].baselines["linear_probe"]["exact_match"].value == 1.0
     plain, rows = vectors_of(recipe)
     plain._key = "another"
-    np.testing.assert_allclose(used(rows[:4]), plain(rows[:4]), rtol=1e-4, atol=1e-5)
+    read = [row for row in rows if used._key_of(row) in used._vectors]
+    assert len(read) >= 12 and (used._collator(read[0]) is used.collator) is opens
+    np.testing.assert_allclose(used(read), get(plain, read), rtol=1e-4, atol=1e-5)
