@@ -74,10 +74,8 @@ class LinearProbe:
 
     def __init__(self, task: Task, train: Sequence[Example]):
         self._normalize: Callable[[str], str] = getattr(task.options, "normalize", str.strip)
-        rows_of: dict[str, list[Example]] = {}
-        for row in train:
-            if row.images and row.answers and not row.captions:
-                rows_of.setdefault(_question(row), []).append(row)
+        usable = [row for row in train if row.answers and len(row.captions) < 2]
+        rows_of = {question: [usable[i] for i in places] for question, places in _by_question(usable).items()}
         found = {question: self._closed(task, rows) for question, rows in rows_of.items()}
         self.questions = {question: closed for question, closed in found.items() if closed is not None}
 
@@ -88,7 +86,9 @@ class LinearProbe:
 
     def covered(self, rows: Sequence[Example]) -> list[Example]:
         """Return the rows that the probe has a prediction for."""
-        return [row for row in rows if row.images and _question(row) in self.questions]
+        return [
+            rows[i] for question, places in _by_question(rows).items() if question in self.questions for i in places
+        ]
 
     def predict(self, rows: Sequence[Example], *, val: Sequence[Example], vectors: Vectors) -> list[Prediction | None]:
         """Return one prediction a row; None for a row that is not covered.
@@ -99,12 +99,12 @@ class LinearProbe:
             vectors: the function that returns the image features of rows.
         """
         found: list[Prediction | None] = [None] * len(rows)
-        for question, closed in self.questions.items():
-            places = [i for i, row in enumerate(rows) if row.images and _question(row) == question]
-            if not places:
+        val_rows = _by_question(val)
+        for question, places in _by_question(rows).items():
+            if (closed := self.questions.get(question)) is None:
                 continue
-            own = [row for row in val if row.images and _question(row) == question]
-            probabilities = self._probabilities(closed, own, [rows[i] for i in places], vectors)
+            own, asked = [val[i] for i in val_rows.get(question, [])], [rows[i] for i in places]
+            probabilities = self._probabilities(closed, own, asked, vectors)
             for i, of_row in zip(places, probabilities.tolist(), strict=True):
                 found[i] = closed.prediction(of_row, rows[i])
         return found
@@ -137,6 +137,8 @@ class LinearProbe:
             held = torch.tensor(
                 [draw(_HELD, "linear probe", str(row.meta.get("image", row.id))) == 0 for row in closed.rows]
             )
+            if bool(held.all()):
+                held = ~held
             parts = features[~held], labels[~held], features[held], labels[held]
             penalty = choose_penalty(*parts, num_classes=num_classes)
         regression = fit(features, labels, num_classes=num_classes, penalty=penalty)
@@ -186,6 +188,10 @@ def worse_than_probe(adapter: Evaluation, probe: Sequence[Prediction | None], me
     ]
 
 
-def _question(row: Example) -> str:
-    """Return the key of a row's question: its whole prompt."""
-    return str(row.prompt)
+def _by_question(rows: Sequence[Example]) -> dict[str, list[int]]:
+    """Return each question, which is a whole prompt, with the numbers of the rows that ask it about an image."""
+    found: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        if row.images:
+            found.setdefault(str(row.prompt), []).append(i)
+    return found

@@ -105,6 +105,12 @@ def test_rows_about_one_image_are_held_out_together(monkeypatch):
     assert held and not fitted & held
 
 
+def test_rows_about_one_image_alone_are_all_fitted():
+    rows = [replace(one, meta=one.meta | {"image": "the same"}) for one in colors(30)]
+    found = LinearProbe(TASK, rows).predict(colors(3), val=[], vectors=by_id)
+    assert [str(one) for one in found] == ["Red", "Red", "blue"]
+
+
 def test_many_rows_are_thinned_out_evenly(monkeypatch):
     monkeypatch.setattr(linear_probe, "MOST_ROWS", 20)
     (closed,) = LinearProbe(TASK, colors(70)).questions.values()

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,6 +117,27 @@ def test_a_batch_that_does_not_fit_is_halved(tiny_fast_vlm, make_recipe, closed_
     monkeypatch.setattr(vectors, "_features", features)
     np.testing.assert_allclose(get(vectors, rows), wanted, rtol=1e-4, atol=1e-5)
     assert sizes == [16, 8, 4, 4, 8, 4, 4, 2]
+
+
+def test_processes_share_the_images(tiny_fast_vlm, make_recipe, closed_rows, monkeypatch, tmp_path):
+    recipe = make_recipe(tiny_fast_vlm)
+    alone, rows = vectors_of(recipe)
+    wanted = get(alone, rows)
+    forget(tmp_path)
+    shares = []
+
+    def gather(objects):  # the last process sees all
+        shares.extend(objects)
+        return shares
+
+    monkeypatch.setattr("finetune.runs.image_vectors.gather_object", gather)
+    for process in range(2):
+        vectors, _ = vectors_of(recipe)
+        assert vectors.fill(rows, SimpleNamespace(process_index=process, num_processes=2)) is None
+    assert [(new, len(mine)) for _, new, mine in shares] == [(9, 9), (9, 9)] and vectors.num_new == 18
+    np.testing.assert_allclose(vectors(rows), wanted, rtol=1e-4, atol=1e-5)
+    shares.append(("ValueError: no tower", 0, {}))
+    assert vectors.fill(rows, SimpleNamespace(process_index=0, num_processes=3)) == "ValueError: no tower"
 
 
 def test_a_run_has_a_linear_probe(tiny_fast_vlm, make_recipe, closed_rows, capsys, tmp_path):
