@@ -37,6 +37,7 @@ LEAST_ROWS = 5  # train rows of a question for each of its answers, on average
 MOST_ROWS = 10_000  # train rows of a question that its classifier is fitted to
 _LEAST_HELD = 20  # val rows of a question that are enough to choose its penalty
 _HELD = 5  # else one of this many images of the train rows is held out to choose it
+_ROUNDING = 1e-9
 _MARGIN = 0.02  # an adapter that is worse than the probe by more is warned about
 
 
@@ -177,7 +178,7 @@ def worse_than_probe(adapter: Evaluation, probe: Sequence[Prediction | None], me
         if ours is None or probes is None or ours.unit is not None:
             continue
         lead = probes.value - ours.value if first.higher_is_better else ours.value - probes.value
-        if lead > _MARGIN:
+        if lead > _MARGIN + _ROUNDING:
             worse.append(f"{ours.value:.3f} against {probes.value:.3f} on {len(rows)} test rows ({name})")
     if not worse:
         return []

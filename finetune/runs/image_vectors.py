@@ -114,7 +114,10 @@ class ImageVectors:
         collator = self._collator(next(iter(rows.values()))) if rows else self.collator
         for key, row in rows.items():
             inputs = collator.prompt_batch([row]).inputs
-            shape = tuple((n, tuple(v.shape) if isinstance(v, Tensor) else key) for n, v in inputs.items())
+            if not all(isinstance(value, Tensor) for value in inputs.values()):  # such as stored outputs
+                yield [(key, inputs)]
+                continue
+            shape = tuple((name, tuple(value.shape)) for name, value in inputs.items())
             waiting.setdefault(shape, []).append((key, inputs))
             if len(waiting[shape]) == self.batch_size:
                 yield waiting.pop(shape)
