@@ -73,17 +73,17 @@ def fit(
     weight = (start.weight.clone() if start else features.new_zeros(shape)).requires_grad_()
     bias = (start.bias.clone() if start else features.new_zeros(num_classes)).requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=max_iter, tolerance_grad=1e-7, tolerance_change=1e-13, line_search_fn="strong_wolfe"
+        [weight, bias], max_iter=max_iter, tolerance_grad=1e-9, tolerance_change=1e-15, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = cross_entropy(linear(standardized, weight, bias), labels) + penalty / 2 * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[arg-type]
+        optimizer.step(loss)
     return LogisticRegression(mean=mean, scale=scale, weight=weight.detach(), bias=bias.detach())
 
 

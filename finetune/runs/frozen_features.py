@@ -90,7 +90,7 @@ def collator_of_run(
     return filling.collator.reading(found)
 
 
-def rows_of_plan(recipe: Recipe, rows: Sequence[Example], num_processes: int) -> Sequence[Example]:
+def rows_of_plan(recipe: Recipe, rows: list[Example], num_processes: int) -> list[Example]:
     """Return the rows that the run reads, which are not all of them if it is shorter than an epoch."""
     counted = [row.num_tokens for row in rows if row.num_tokens is not None]
     grouped = recipe.train.group_by_length and len(counted) == len(rows)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from finetune.interfaces import Task
     from finetune.runs.run import Run
 
-_BATCH = 16  # the largest number of rows of a forward of the tower
+_BATCH = 16  # the largest number of rows of a forward of the tower on an accelerator
 
 
 def probe_run(run: Run, task: Task) -> list[Prediction | None] | None:
@@ -66,7 +66,8 @@ def _predictions(run: Run, task: Task) -> tuple[list[Prediction | None], int, Im
         run.base,
         run.base.collator_of(recipe.task),
         stored=run.collator,
-        batch_size=min(_BATCH, recipe.train.eval_batch_size),
+        # On a CPU a batch takes more time than its rows one by one: its large tensors are allocated each time.
+        batch_size=1 if run.base.model.device.type == "cpu" else min(_BATCH, recipe.train.eval_batch_size),
     )
     if problem := vectors.fill([*probe.fitted_rows, *probe.covered(rows.val), *test], accelerator):
         return problem

@@ -17,6 +17,8 @@ from finetune.metrics.names import named_values
 from finetune.runs.image_vectors import ImageVectors
 from finetune.runs.train import train
 
+LANGUAGE = {"towers": {"language": "all-linear"}}
+
 
 @pytest.fixture
 def closed_rows(rows_folder):
@@ -60,7 +62,7 @@ def check_vectors(recipe, tmp_path):
 
 
 def test_the_vectors_of_every_family(tiny_family, make_recipe, closed_rows, tmp_path):
-    recipe = make_recipe(tiny_family)
+    recipe = make_recipe(tiny_family, method=LANGUAGE)
     base, found = check_vectors(recipe, tmp_path)
     projector = base.model.get_submodule(base.towers["projector"][0])
     assert not projector._forward_pre_hooks, "the hook is removed"
@@ -68,7 +70,7 @@ def test_the_vectors_of_every_family(tiny_family, make_recipe, closed_rows, tmp_
 
 
 def test_the_vectors_of_a_dual_encoder(tiny_clip, make_recipe, closed_rows, tmp_path):
-    base, found = check_vectors(make_recipe(tiny_clip, task={"name": "contrastive"}), tmp_path)
+    base, found = check_vectors(make_recipe(tiny_clip, method=LANGUAGE, task={"name": "contrastive"}), tmp_path)
     assert found.shape[1] == base.model.visual_projection.in_features
 
 
