@@ -24,11 +24,12 @@ from benchmarks.models import SETUPS
 from benchmarks.results import cpu_name
 from benchmarks.rows import write_rows
 from finetune.launch.hardware import num_cores
+from finetune.launch.threads import WAITING, waiting_env
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-POLICIES = {"active": {"OMP_WAIT_POLICY": "ACTIVE"}, "default": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
+POLICIES = {"openmp": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}, "ours": waiting_env({})}
 BURN = "while True: pass"
 
 
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(_train(options.child, options.steps)))
         return 0
     cores = num_cores()
-    cases = [(1, "default"), *((cores, policy) for policy in POLICIES)]
+    cases = [(1, "openmp"), *((cores, policy) for policy in POLICIES)]
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         _write_rows(Path(folder))
@@ -106,7 +107,7 @@ def _burning(count: int) -> Iterator[None]:
 
 def _measured(folder: Path, steps: int, *, threads: int, policy: str) -> dict[str, float]:
     """Return the figures of one process that trains."""
-    env = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    env = {name: value for name, value in os.environ.items() if name not in WAITING}
     env |= {"OMP_NUM_THREADS": str(threads), "FINETUNE_CACHE": str(folder / "cache"), **POLICIES[policy]}
     command = [sys.executable, "-m", "benchmarks.threads", "--child", str(folder), "--steps", str(steps)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)

@@ -61,6 +61,7 @@ def ours(job: Job, gate: Gate, *, store: bool, images_alone: bool = False) -> No
     if (collator is not base.collator) != store:
         wanted, got = ("on", "off") if store else ("off", "on")
         raise BenchmarkError(f"the feature store must be {wanted}, got {got}")
+    set_seed(recipe.seed)  # as in a run: finding the boundary of the store draws random numbers
     attachment = attach(base.host, recipe.method)
     batches = Batches(collator, attachment.placeholders)
     objective = base.objective(base.task(recipe.task), recipe.objectives, placeholders=attachment.placeholders)

@@ -18,17 +18,20 @@ if TYPE_CHECKING:
 
 # Each says how a thread waits for the others. torch's own OpenMP, libgomp, obeys the first two; Intel's, the third.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+# A thread spins as long as small operations make it wait, and then sleeps: some 0.1 ms, and 1 ms with Intel's OpenMP.
+_SHORT_WAIT = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
 _LEAST_SECONDS = 2.0  # of a window in which the use of cores is measured
 _LEAST_OTHERS = 0.5  # cores; a desktop at rest uses less
 _STAT = Path("/proc/stat")
 
 
 def waiting_env(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables with which waiting threads sleep; none if the user chose how they wait.
+    """Return the variables with which waiting threads soon sleep; none if the user chose how they wait.
 
-    By default they spin, and beside other processes each then burns the time that the thread it waits for needs.
+    By default they spin for milliseconds, and beside other processes each then burns the time that the thread it waits
+    for needs. Threads that sleep at once wake too slowly between small operations.
     """
-    return {} if any(name in env for name in WAITING) else {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {} if any(name in env for name in WAITING) else dict(_SHORT_WAIT)
 
 
 def set_threads(num_threads: int | Literal["auto"]) -> None:
@@ -85,7 +88,7 @@ class BusyCores:
             return None
         self._explained = True
         # Threads that sleep while they wait get more of a shared core by being more; those that spin lose by it.
-        spins = self.threads > 1 and os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE"
+        spins = self.threads > 1 and not _sleep_soon(os.environ)
         advice = (
             " Its threads spin while they wait: set OMP_WAIT_POLICY=PASSIVE, or train.num_threads: 1." if spins else ""
         )
@@ -93,6 +96,10 @@ class BusyCores:
             f"the cores are busy: other processes use {others:.1f} of {cores}, and this run with {self.threads} "
             f"thread{'s' if self.threads > 1 else ''} got {own:.1f}.{advice}"
         )
+
+
+def _sleep_soon(env: Mapping[str, str]) -> bool:
+    return env.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE" or _SHORT_WAIT.items() <= env.items()
 
 
 def _use() -> _Use | None:

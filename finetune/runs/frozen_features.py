@@ -50,6 +50,7 @@ def collator_of_run(
     accelerator: Accelerator,
     log: Callable[[str], None],
     *,
+    shown: Sequence[Example] = (),
     lockstep: bool = False,
 ) -> TaskCollator:
     """Return the collator of a run: one that reads stored features where they change no result.
@@ -65,24 +66,24 @@ def collator_of_run(
         test_rows: the rows of the test split.
         accelerator: the accelerator of the run.
         log: the function that is called with each line.
+        shown: the rows that the run shows and checks beside those that it reads.
         lockstep: whether the processes share one base, so that each has to run as many forwards as the others.
 
     Raises:
         FinetuneError: an image cannot be opened, or the adapter does not fit the base.
     """
-    if not isinstance(train_rows, Stream):
-        train_rows = rows_of_plan(recipe, train_rows, accelerator.num_processes)
     if reason := _why_off(recipe, base, train_rows):
         log(f"feature store off: {reason}")
         return base.collator_of(recipe.task)
     assert not isinstance(train_rows, Stream)
     filling = _Filling(recipe, base, train_rows, accelerator, log)
-    found = filling.of_images([*train_rows, *val_rows, *test_rows])
+    read = [*rows_of_plan(recipe, train_rows, accelerator.num_processes), *shown, *val_rows]
+    found = filling.of_images([*read, *test_rows, *blanked(test_rows)[0]])  # an evaluation uses grey images too
     if isinstance(found, str):
         log(f"feature store off: {found}")
         return filling.collator
     if filling.boundaries.rows:
-        of_rows = "the processes share one base" if lockstep else filling.of_rows([*train_rows, *val_rows], found)
+        of_rows = "the processes share one base" if lockstep else filling.of_rows(read, found)
         if isinstance(of_rows, str):
             log(f"feature store: no layer of the language tower is stored: {of_rows}")
         else:
@@ -189,8 +190,7 @@ class _Filling:
             needs_images=True,
             has_features=lambda row: bool(row.images),
         )
-        with_blanks = [*rows, *blanked(rows)[0]]  # evaluation uses grey images too
-        return self._stored(boundary, content, with_blanks, StoredFeatures)
+        return self._stored(boundary, content, rows, StoredFeatures)
 
     def _stored(
         self,

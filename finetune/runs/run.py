@@ -110,7 +110,15 @@ class Run:
             checkpoints=checkpoints,
             start=start,
             collator=collator_of_run(
-                recipe, base, rows.train, rows.val, rows.test, accelerator, log.info, lockstep=strategy.lockstep
+                recipe,
+                base,
+                rows.train,
+                rows.val,
+                rows.test,
+                accelerator,
+                log.info,
+                shown=[*rows.first, *rows.shapes.values()],
+                lockstep=strategy.lockstep,
             ),
         )
 

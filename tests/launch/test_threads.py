@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from finetune.launch import threads
-from finetune.launch.threads import BusyCores, _Use, set_threads, waiting_env
+from finetune.launch.threads import WAITING, BusyCores, _Use, set_threads, waiting_env
 
 
-def test_waiting_threads_sleep_unless_the_user_chose():
-    assert waiting_env({"PATH": "/bin"}) == {"OMP_WAIT_POLICY": "PASSIVE"}
+def test_waiting_threads_soon_sleep_unless_the_user_chose():
+    assert waiting_env({"PATH": "/bin"}) == {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         assert waiting_env({name: "1"}) == {}
 
@@ -28,10 +28,10 @@ print(torch.get_num_threads())
 torch.ones(1000, 1000).sum()
 """
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))} | env
-    env |= {"OMP_DISPLAY_ENV": "true", "PYTHONPATH": os.pathsep.join(sys.path)}
+    env |= {"OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"]
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr  # what torch's own OpenMP read
+    assert "GOMP_SPINCOUNT = '3000'" in done.stderr  # what torch's own OpenMP read
 
 
 def test_where_torch_is_imported_it_is_told_itself(monkeypatch):
@@ -82,9 +82,19 @@ def test_cores_that_are_not_busy_are_not_mentioned(windows, num_threads, cores, 
     assert windows(num_threads, cores, [use]).explain() is None
 
 
-@pytest.mark.parametrize(("num_threads", "policy", "how"), [(1, "ACTIVE", "1 thread"), (2, "passive", "2 threads")])
-def test_threads_that_do_not_spin_get_no_advice(windows, monkeypatch, num_threads, policy, how):
-    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+@pytest.mark.parametrize(
+    ("num_threads", "env", "how"),
+    [
+        (1, {"OMP_WAIT_POLICY": "ACTIVE"}, "1 thread"),
+        (2, {"OMP_WAIT_POLICY": "passive"}, "2 threads"),
+        (2, waiting_env({}), "2 threads"),
+    ],
+)
+def test_threads_that_do_not_spin_get_no_advice(windows, monkeypatch, num_threads, env, how):
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
     found = windows(num_threads, 2, [(10.0, 7.0, 20.0 + 7.0)]).explain()
     assert found == f"the cores are busy: other processes use 2.0 of 2, and this run with {how} got 0.7."
 

@@ -13,8 +13,8 @@ from finetune.evaluation.validation import Validator, warnings_of
 from finetune.metrics.exact_match import ExactMatch
 from finetune.plugins import register
 from finetune.preflight.run import check_recipe
-from finetune.recipe import VqaConfig
 from finetune.runs.train import train
+from finetune.tasks.vqa import VqaConfig
 from finetune.training.log import RunLog
 from finetune.training.state import TrainState
 from finetune.training.validation import DecidedValidation

