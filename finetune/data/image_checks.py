@@ -60,6 +60,15 @@ def facts_of(seen: Sequence[Seen]) -> dict[str, Any]:
     return meta
 
 
+def digests_of(example: Example) -> list[str]:
+    """Return the digest of each image of a row, in order: those in its meta, else of the images as they are now."""
+    noted: list[str] = example.meta.get(IMAGES, [])
+    in_memory = any(isinstance(source, np.ndarray) for source in example.images)
+    if in_memory or len(noted) != len(example.images):  # a grey image may have replaced one with a digest
+        return [image_digest(source) for source in example.images]
+    return noted
+
+
 def check_images(
     examples: Sequence[Example], bad: BadRows, *, max_pixels: int, page: int | None = None
 ) -> list[Example]:

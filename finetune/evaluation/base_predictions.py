@@ -11,14 +11,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.core.cache import cache_home, read_note, write_note
 from finetune.core.prediction import prediction_from_json
-from finetune.data.image_checks import IMAGES
-from finetune.data.images import image_digest
+from finetune.data.image_checks import digests_of
 from finetune.errors import DataError
 from finetune.plugins import is_known, is_own, provider
 
@@ -103,9 +101,5 @@ def _versions(*names: tuple[str, str]) -> dict[str, str] | None:
 
 
 def _row(example: Example) -> list[Any]:
-    noted = example.meta.get(IMAGES, [])
-    in_memory = any(isinstance(source, np.ndarray) for source in example.images)
-    if in_memory or len(noted) != len(example.images):  # a grey image may have replaced one with a digest
-        noted = [image_digest(source) for source in example.images]
     own = [example.columns] if example.columns else []
-    return [example.prompt, example.choices, noted, asdict(example.image_options), *own]
+    return [example.prompt, example.choices, digests_of(example), asdict(example.image_options), *own]

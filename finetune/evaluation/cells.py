@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.metrics.names import BLANK_IMAGE, MAJORITY
+from finetune.metrics.names import BLANK_IMAGE, LINEAR_PROBE, MAJORITY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 def cells(evaluations: Sequence[Evaluation]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the headings of the columns, and one line for each evaluation."""
     metrics = dict.fromkeys(name for one in evaluations for name in one.scores.values)
+    baselines = [MAJORITY, BLANK_IMAGE]
+    if any(LINEAR_PROBE in one.scores.baselines for one in evaluations):  # a run alone has one
+        baselines.append(LINEAR_PROBE)
     head = ["adapter", "config"]
     for name in metrics:
-        head += [words(name), "95 % interval", words(MAJORITY), words(BLANK_IMAGE)]
+        head += [words(name), "95 % interval", *map(words, baselines)]
     lines = [
         (
             one.adapter,
             one.config,
-            *(cell for name in metrics for cell in _of_metric(name, one.scores)),
+            *(cell for name in metrics for cell in _of_metric(name, one.scores, baselines)),
             str(one.scores.n),
         )
         for one in evaluations
@@ -36,10 +39,9 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _of_metric(name: str, scores: Scores) -> tuple[str, ...]:
+def _of_metric(name: str, scores: Scores, baselines: Sequence[str]) -> tuple[str, ...]:
     value = scores.values.get(name)
     if value is None:
-        return ("-",) * 4
+        return ("-",) * (2 + len(baselines))
     interval = f"{value.interval[0]:.3f} to {value.interval[1]:.3f}" if value.interval else "-"
-    baselines = (scores.baselines.get(of, {}).get(name) for of in (MAJORITY, BLANK_IMAGE))
-    return (str(value), interval, *("-" if found is None else str(found) for found in baselines))
+    return (str(value), interval, *(scores.beside(of, name) or "-" for of in baselines))

@@ -40,8 +40,9 @@ class Scores:
 
     Attributes:
         values: each name of a metric -> its value; the metric that chooses the best checkpoint comes first.
-        baselines: ``majority`` (the best constant prediction for each question type, on these very rows) and
-            ``blank_image`` (the same model given grey images) -> name of a metric -> its value.
+        baselines: ``majority`` (the best constant prediction for each question type, on these very rows),
+            ``blank_image`` (the same model given grey images) and ``linear_probe`` (a linear classifier of the frozen
+            base's image features, on the rows that it covers) -> name of a metric -> its value.
         by_question_type: each question type -> the scores of its rows, without ``by_question_type``.
         n: the number of rows.
         truncated: the number of rows whose text ended at the limit of tokens, and not where the model ended it.
@@ -52,6 +53,13 @@ class Scores:
     by_question_type: dict[str, Scores] = field(default_factory=dict)
     n: int
     truncated: int
+
+    def beside(self, baseline: str, metric: str) -> str | None:
+        """Return the value of a baseline for people, with the number of its rows if it has fewer; None without one."""
+        found, own = self.baselines.get(baseline, {}).get(metric), self.values.get(metric)
+        if found is None:
+            return None
+        return str(found) if own is None or found.n == own.n else f"{found} on {found.n} rows"
 
     @property
     def first(self) -> Value:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from finetune.assemble.base import Base
     from finetune.core.batch import Batch
     from finetune.core.example import Example
-    from finetune.evaluation.scores import Value
+    from finetune.core.prediction import Prediction
     from finetune.interfaces import Task
     from finetune.recipe import Recipe
     from finetune.training.log import RunLog
@@ -68,7 +68,14 @@ def predictor_of(
 
 
 def evaluate_run(
-    predictor: Predictor, examples: list[Example], recipe: Recipe, log: RunLog, who: str, *, known: bool = False
+    predictor: Predictor,
+    examples: list[Example],
+    recipe: Recipe,
+    log: RunLog,
+    who: str,
+    *,
+    known: bool = False,
+    probe: Sequence[Prediction | None] | None = None,
 ) -> Evaluation:
     """Evaluate the model in its present state on the test rows of a run, and write all predictions to the run's folder.
 
@@ -79,12 +86,13 @@ def evaluate_run(
         log: the log of the run.
         who: the name of the model: ``base`` or ``adapter``.
         known: whether to use stored predictions, if they are of these rows.
+        probe: the predictions of a linear probe for these rows, as ``score`` has them.
     """
     accelerator = predictor.accelerator
     assert accelerator is not None, "a run has one"
     found = _read(recipe, who, predictor.task, examples) if known else None
     if any_process(accelerator, found is None):
-        scores, rows = evaluate_rows(predictor, examples, title=f"evaluating the {who}")
+        scores, rows = evaluate_rows(predictor, examples, title=f"evaluating the {who}", probe=probe)
         found = Evaluation(adapter=who, config=recipe.name, scores=scores, rows=rows)
         if accelerator.is_main_process:
             _write(recipe.run_folder, found)
@@ -97,18 +105,18 @@ def _log(found: Evaluation, log: Callable[[str], None]) -> None:
     scores = found.scores
     for name, value in scores.values.items():
         within = f" ({value.interval[0]:.3f} to {value.interval[1]:.3f})" if value.interval else ""
-        beside = "".join(f", {words(of)} {values[name]}" for of, values in scores.baselines.items() if name in values)
-        log(f"{found.adapter} on test: {words(name)} {value}{within}{beside}, {value.n} rows")
+        log(f"{found.adapter} on test: {words(name)} {value}{within}{_beside(name, scores)}, {value.n} rows")
     if scores.truncated:
         log(f"  {scores.truncated} of {scores.n} answers were cut at task.max_new_tokens")
     for question_type, part in scores.by_question_type.items():
-        texts = [_of_type(name, value, part) for name, value in part.values.items()]
+        texts = [f"{words(name)} {value}{_beside(name, part)}" for name, value in part.values.items()]
         log(f"  {'; '.join(texts)}, {part.n} rows  {safe_line(question_type)}")
 
 
-def _of_type(name: str, value: Value, part: Scores) -> str:
-    beside = "".join(f", {words(of)} {values[name]}" for of, values in part.baselines.items() if name in values)
-    return f"{words(name)} {value}{beside}"
+def _beside(name: str, scores: Scores) -> str:
+    """Return the values of the baselines beside that of a metric."""
+    found = {of: scores.beside(of, name) for of in scores.baselines}
+    return "".join(f", {words(of)} {value}" for of, value in found.items() if value is not None)
 
 
 def _write(folder: Path, found: Evaluation) -> None:

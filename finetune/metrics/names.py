@@ -5,6 +5,7 @@
     test.cider  base.cider                     of the adapter, and of the base alone, on the same rows
     test.majority.cider                        of always giving the most frequent answer
     test.blank_image.cider                     of the same model, given a grey image
+    test.linear_probe.cider                    of a linear classifier of the frozen base's image features
     test.caption.cider                         of the rows of one question type: caption
     test.n  test.truncated  test.caption.n     numbers of rows
 """
@@ -17,7 +18,8 @@ from typing import Any
 TEST, BASE = "test", "base"  # of the adapter on the test rows, and of the base alone on the same rows
 COUNTS = ("n", "truncated")
 MAJORITY, BLANK_IMAGE = "majority", "blank_image"  # baselines, on the same rows
-RESERVED = (*COUNTS, MAJORITY, BLANK_IMAGE)  # no metric has such a name
+LINEAR_PROBE = "linear_probe"  # a baseline, on those of these rows that it covers
+RESERVED = (*COUNTS, MAJORITY, BLANK_IMAGE, LINEAR_PROBE)  # no metric has such a name
 
 
 def named_values(metrics: Any) -> dict[str, float]:

@@ -77,7 +77,7 @@ def collator_of_run(
         return base.collator_of(recipe.task)
     assert not isinstance(train_rows, Stream)
     filling = _Filling(recipe, base, train_rows, accelerator, log)
-    read = [*_rows_of_plan(recipe, train_rows, accelerator.num_processes), *shown, *val_rows]
+    read = [*rows_of_plan(recipe, train_rows, accelerator.num_processes), *shown, *val_rows]
     found = filling.of_images([*read, *test_rows, *blanked(test_rows)[0]])  # an evaluation uses grey images too
     if isinstance(found, str):
         log(f"feature store off: {found}")
@@ -91,7 +91,7 @@ def collator_of_run(
     return filling.collator.reading(found)
 
 
-def _rows_of_plan(recipe: Recipe, rows: Sequence[Example], num_processes: int) -> Sequence[Example]:
+def rows_of_plan(recipe: Recipe, rows: list[Example], num_processes: int) -> list[Example]:
     """Return the rows that the run reads, which are not all of them if it is shorter than an epoch."""
     counted = [row.num_tokens for row in rows if row.num_tokens is not None]
     grouped = recipe.train.group_by_length and len(counted) == len(rows)
@@ -205,7 +205,7 @@ class _Filling:
             return self._agreed(why_not_exact(self.base, self.collator, self.few, features(paths)))
 
         filler = Filler(
-            store=FeatureStore(_key(self.base) | {"boundary": boundary.key}),
+            store=FeatureStore(base_key(self.base) | {"boundary": boundary.key}),
             content=content,
             open_images=self.collator.open,
             max_bytes=self.recipe.train.feature_store_max_bytes,
@@ -240,7 +240,7 @@ class _Filling:
         return next((text for text in gather_object([reason]) if text), None)
 
 
-def _key(base: Base) -> dict[str, Any]:
+def base_key(base: Base) -> dict[str, Any]:
     """Return everything that features of any boundary depend on beside the row."""
     config, device = base.model.config, base.model.device
     return {

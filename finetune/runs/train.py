@@ -9,6 +9,7 @@ from accelerate.utils import set_seed
 from finetune.adapters.reference import AdapterRef
 from finetune.assemble.batches import Batches
 from finetune.assemble.loading import check_method
+from finetune.evaluation.linear_probe import worse_than_probe
 from finetune.evaluation.split import evaluate_run
 from finetune.evaluation.validation import base_alone, warnings_of, worse_than_base
 from finetune.launch.threads import set_threads
@@ -18,6 +19,7 @@ from finetune.preflight import check_recipe
 from finetune.registry import AdapterRegistry
 from finetune.runs.finish import ADAPTER, RunResult, finish
 from finetune.runs.fit import fit
+from finetune.runs.linear_probe import probe_run
 from finetune.runs.run import Run
 from finetune.runs.run_folder import full_disk_explained, run_lock
 from finetune.training.accelerator import accelerator_of
@@ -70,11 +72,12 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     run.show_rows()
     evaluations: dict[str, Evaluation] = {}
     predictor = run.predictor(run.collator, alone=True)
+    probe = probe_run(run, predictor.task)
     alone = None
     if not recipe.task.parts:  # without these the base predicts nothing
         if rows.test:
             known = run.start is not None
-            evaluations[BASE] = evaluate_run(predictor, rows.test, recipe, log, BASE, known=known)
+            evaluations[BASE] = evaluate_run(predictor, rows.test, recipe, log, BASE, known=known, probe=probe)
         alone = base_alone(predictor, rows.val, evaluations.get(BASE), log)
     set_seed(recipe.seed)
     attachment = run.attach()
@@ -82,7 +85,7 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     predictor = run.predictor(batches, alone=False)
     fitted = fit(run, attachment, batches, predictor)
     if rows.test:
-        evaluations[ADAPTER] = evaluate_run(predictor, rows.test, recipe, log, ADAPTER)
+        evaluations[ADAPTER] = evaluate_run(predictor, rows.test, recipe, log, ADAPTER, probe=probe)
     first = metrics_of(predictor.task)[0]
     notes = warnings_of(
         fitted.state,
@@ -93,6 +96,8 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     )
     if evaluations.keys() >= {ADAPTER, BASE}:
         notes += worse_than_base(evaluations[BASE].scores, evaluations[ADAPTER].scores)
+    if probe is not None and ADAPTER in evaluations:
+        notes += worse_than_probe(evaluations[ADAPTER], probe, metrics_of(predictor.task))
     for note in notes:
         log.info(f"warning: {note}.")
     return finish(run, fitted, evaluations, first, notes)

@@ -7,16 +7,23 @@ import pytest
 from PIL import Image
 
 from finetune.cli import main
+from finetune.core.example import Example, answer, ask
 from finetune.core.extras import LIBRARIES, require_extra
+from finetune.core.prediction import Text
 from finetune.data.splits import read_split, tally
 from finetune.errors import FinetuneError
+from finetune.evaluation.evaluate import Evaluation
+from finetune.evaluation.linear_probe import worse_than_probe
+from finetune.evaluation.rows import Row
 from finetune.evaluation.scores import Scores, Value
 from finetune.evaluation.validation import warnings_of, worse_than_base
 from finetune.launch.hardware import Hardware
 from finetune.launch.launcher import num_processes
+from finetune.metrics.exact_match import ExactMatch
 from finetune.preflight import check_recipe
 from finetune.preflight.finished_runs import refuse_taken
 from finetune.recipe import TrainSection, parse_recipe, refuse_incompatible
+from finetune.tasks.vqa import VqaConfig
 from finetune.training.memory import halved
 from finetune.training.plan import Plan
 from finetune.training.state import TrainState
@@ -74,6 +81,15 @@ def worse():
     raise FinetuneError(note)
 
 
+def worse_than_the_probe():
+    example = Example(id="1", messages=[*ask("What?"), answer("red")], media=(), answers=["red"])
+    row = Row(example=example, prediction=Text(text="blue"), values={}, right=False)
+    scores = Scores(values={}, baselines={}, by_question_type={}, n=1, truncated=0)
+    found = Evaluation(adapter="adapter", config="page", scores=scores, rows=(row,))
+    (note,) = worse_than_probe(found, [Text(text="red")], [ExactMatch(VqaConfig())])
+    raise FinetuneError(note)
+
+
 def still_rising():
     state = TrainState(batch_size=1)
     state.step, state.best_step, state.validations = 2, 2, [(1, 0.5, 1.0), (2, 0.6, 0.9)]
@@ -105,6 +121,7 @@ CAUSES = {
     "train.trackers": lambda: check_trackers(["trackio"]),
     "NPROC must be": lambda: num_processes(GPU, 2),
     "the adapter is worse": worse,
+    "a linear probe": worse_than_the_probe,
     "the validation score": still_rising,
     "needs obstore": lambda: require_extra("object-store", what="s3://bucket"),
 }

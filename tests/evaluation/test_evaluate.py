@@ -15,6 +15,7 @@ from finetune.evaluation.measured import Measured
 from finetune.evaluation.predict import Predictor, blanked
 from finetune.evaluation.report import samples_of
 from finetune.evaluation.rows import make_rows
+from finetune.evaluation.scores import Scores
 from finetune.metrics.building import metrics_of
 from finetune.metrics.exact_match import ExactMatch
 from finetune.metrics.names import named_values
@@ -106,6 +107,18 @@ def test_the_scores_of_exact_match():
     assert (scores.first.n, scores.first.unit, scores.first.higher_is_better) == (5, None, True)
 
 
+def test_the_scores_of_a_linear_probe_are_those_of_the_rows_that_it_covers(toys):
+    probe = [*predictions("red", "red"), None, None, None]
+    scores = scores_of(task(metrics=["exact_match", "vocabulary"]), ROWS, PREDICTIONS, probe=probe)
+    named = named_values({"test": scores.to_json()})
+    assert named["test.linear_probe.exact_match"] == 1.0 and named["test.linear_probe.vocabulary"] == 1.0
+    assert named["test.color.linear_probe.exact_match"] == 1.0 and "test.is.linear_probe.exact_match" not in named
+    assert scores.beside("linear_probe", "exact_match") == "1.000 on 2 rows"
+    assert scores.beside("majority", "exact_match") == "0.600" and scores.beside("blank_image", "exact_match") is None
+    assert Scores.from_json(scores.to_json()) == scores
+    assert "linear_probe" not in scores_of(task(), ROWS, PREDICTIONS).baselines
+
+
 def test_the_majority_counts_the_first_reference_of_a_row_alone():
     """As it always did: ``no`` is also allowed for the first row, and is not counted there."""
     rows = [row(0, "yes", "no"), row(1, "no"), row(2, "no")]
@@ -186,6 +199,16 @@ def test_a_table_has_every_metric_of_its_tasks(toys):
     )  # fmt: skip
     assert lines[0][2] == "0.600" and lines[0][6:] == ("-", "-", "-", "-", "5")
     assert lines[1][2:7] == ("-", "-", "-", "-", "0.600 letters")
+
+
+def test_a_table_has_a_column_of_the_linear_probe_if_there_is_one():
+    one, other = (
+        Evaluation(adapter="a", config="x", scores=scores_of(task(), ROWS, PREDICTIONS, probe=probe), rows=())
+        for probe in (PREDICTIONS, None)
+    )
+    head, lines = cells([one, other])
+    assert head[4:] == ("majority", "blank image", "linear probe", "rows")
+    assert [line[6] for line in lines] == ["0.600", "-"]
 
 
 class Counting(Length):
