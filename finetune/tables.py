@@ -70,6 +70,7 @@ PEFT_PROMPTS = ("idefics3", "internvl", "llava", "smolvlm")
 
 # Importing these modules loads no torch.
 TASKS: dict[str, str | Entry] = {
+    "classify": "finetune.tasks.classify:ClassifyTask",
     "contrastive": "finetune.tasks.contrastive:ContrastiveTask",
     "vqa": "finetune.tasks.vqa:VqaTask",
 }
@@ -78,10 +79,17 @@ DEFAULT_TASK = "vqa"
 
 # Name of a metric -> class(options of the task), a finetune.interfaces:Metric.
 METRICS: dict[str, str | Entry] = {
+    "accuracy": "finetune.metrics.accuracy:Accuracy",
+    "auroc": "finetune.metrics.auroc:Auroc",
+    "balanced_accuracy": "finetune.metrics.balanced_accuracy:BalancedAccuracy",
     "exact_match": "finetune.metrics.exact_match:ExactMatch",
+    "macro_f1": "finetune.metrics.macro_f1:MacroF1",
+    "recall_at_fpr": "finetune.metrics.recall_at_fpr:RecallAtFpr",
 }
 # The metrics of a task with answers, if its recipe names none.
 ANSWER_METRICS = ("exact_match",)
+# The metrics of a task that gives each label of a closed set a score, if its recipe names none.
+LABEL_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 
 # `data.source` -> function(section, split, task=, seed=, bad=) -> list of Example
 SOURCES: dict[str, str | Entry] = {

@@ -141,9 +141,11 @@ def _asking(manifest: AdapterManifest) -> list[str]:
     if not isinstance(task, PromptSection):
         return []
     system = f", after the system prompt {markdown_code(task.system_prompt)}" if task.system_prompt else ""
+    how = f"answers are decoded greedily, at most {task.longest_answer} tokens"
+    if task.allowed_answers is not None:
+        how = f"an answer is the most likely of the labels {markdown_code(', '.join(task.allowed_answers))}"
     return [
-        f"Prompt of the training, image {task.image_position}: {markdown_code(task.question_template)}{system}; "
-        f"answers are decoded greedily, at most {task.longest_answer} tokens.",
+        f"Prompt of the training, image {task.image_position}: {markdown_code(task.question_template)}{system}; {how}.",
         "",
     ]
 

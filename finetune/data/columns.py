@@ -42,7 +42,8 @@ def require_columns(section: ColumnData, columns: Collection[str], task: TaskSec
             f"{where}: the table must have a column to supervise, got none of {section.messages!r}, "
             f"{section.captions!r} and {section.answer!r}. {there} Name the right one, such as data.answer=COLUMN."
         )
-    if task.has_question and section.question not in columns and section.default_question is None:
+    needs_question = task.has_question and task.own_question is None and section.default_question is None
+    if needs_question and section.question not in columns:
         raise DataError(
             f"{where}: the table must have the question column {section.question!r}, got none. {there} Name the right "
             "one with data.question=COLUMN, or set one question for every row with data.default_question."

@@ -87,7 +87,7 @@ class _Fields:
     def question_and_answer(self, task: TaskSection) -> Example:
         """Return the example of a row that has ``captions`` or ``answer``."""
         sources = self.images()
-        question = self.question() if task.has_question else ""
+        question = self._question_for(task) if task.has_question else ""
         texts = self._texts(self.supervised_field)
         return Example(
             id=self.id,
@@ -201,6 +201,12 @@ class _Fields:
         if self.section.default_question is not None and self._value("question") is None:
             return self.section.default_question
         return self._text("question")
+
+    def _question_for(self, task: TaskSection) -> str:
+        """Return the question of the row; the recipe's default question, or that of its task, if the row has none."""
+        if task.own_question is not None and self.section.default_question is None and self._value("question") is None:
+            return task.own_question
+        return self.question()
 
     def _system(self, task: TaskSection) -> Message | None:
         """Return the row's own system message; an empty message counts as an absent one."""

@@ -193,6 +193,10 @@ class ProceduralData(RowsSection):
         default={"train": 2000, "val": 200, "test": 800}, examples=[{"train": 400, "val": 40, "test": 80}]
     )
     """Number of rows of each split."""
+    question_types: Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None, exclude_if=lambda it: it is None, examples=[["garment"]]
+    )
+    """The question types of the rows; null: all of the domain."""
 
     @property
     def synthetic(self) -> bool:
