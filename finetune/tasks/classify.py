@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.core.example import Example, Image, answer
 from finetune.core.prediction import Label
 from finetune.errors import DataError
 from finetune.tables import LABEL_METRICS
-from finetune.tasks.classify_config import ClassifyConfig
 from finetune.tasks.generative import GenerativeTask
+from finetune.tasks.label_set import LabelSetSection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from finetune.core.prediction import Prediction
     from finetune.interfaces import Prompts, TaskCollator
     from finetune.tasks.generation import Answer, IsStopped, OnText
+
+
+class ClassifyConfig(LabelSetSection):
+    """The section of the classification task. The adapter keeps it, and ``.classify`` uses it unchanged."""
+
+    name: Literal["classify"]
+    """The name of the task."""
 
 
 class ClassifyTask(GenerativeTask):

@@ -97,7 +97,7 @@ PROMPT = "method={name: prompt_tuning}"
         (
             LLAVA,
             ["task.name=contrastive"],
-            "contrastive cannot be used with llava: .*llava is generative. Set task.name to vqa,",
+            "contrastive cannot be used with llava: .*llava is generative. Set task.name to classify or vqa,",
         ),
         ({"model_type": "mistral3"}, ["task.name=contrastive"], "task contrastive cannot be used with mistral3"),
         ({"model_type": "gemma3"}, [], "lora.towers.projector cannot be used with gemma3: .*full_modules"),

@@ -10,7 +10,7 @@ from finetune.errors import DataError, RecipeError
 from finetune.evaluation.compare import evaluate
 from finetune.runs.run_rows import read_run_rows
 from finetune.tasks.classify import ClassifyConfig
-from finetune.tasks.classify_config import QUESTION
+from finetune.tasks.label_set import QUESTION
 
 
 def edit(folder, change, *splits):
@@ -90,7 +90,7 @@ def test_rows_of_a_source_that_reads_no_files_are_refused_too(make_recipe, tiny_
         (lambda i, row: row | {"answer": ["red", "blue"]} if i == 3 else None, r"line 4: 'answer' must be one label"),
         (
             lambda i, row: {"image": row["image"], "captions": ["red", "blue"]},
-            "line 1: 'captions' must be absent, because a row of task classify has one label",
+            "line 1: 'captions' must be absent, because a row of this task has one label",
         ),
     ],
 )

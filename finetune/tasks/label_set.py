@@ -1,8 +1,8 @@
-"""The section of classification: the labels, taken from the train rows if the recipe names none."""
+"""The section of tasks with a closed set of labels, taken from the train rows if the recipe names none."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -17,13 +17,11 @@ from finetune.recipe.section import Fraction, Prompt
 QUESTION = "What does the image show?"  # of rows without a question, if nothing else gives one
 
 
-class ClassifyConfig(PromptSection):
-    """The section of the classification task. The adapter keeps it, and ``.classify`` uses it unchanged."""
+class LabelSetSection(PromptSection):
+    """The labels of a task that chooses among them by their likelihood."""
 
     call = "classify(image)"
 
-    name: Literal["classify"]
-    """The name of the task."""
     labels: Annotated[list[Annotated[Prompt, Field(min_length=1)]], Field(min_length=2)] | None = Field(
         default=None, examples=[["cat", "dog"]]
     )
@@ -109,7 +107,7 @@ class ClassifyConfig(PromptSection):
         if key == "captions":
             raise row.fault(
                 key,
-                "must be absent, because a row of task classify has one label. Set data.captions=null",
+                "must be absent, because a row of this task has one label. Set data.captions=null",
                 reason="captions",
             )
         written = list(dict.fromkeys(map(self.normalize, example.answers)))
@@ -131,6 +129,6 @@ class ClassifyConfig(PromptSection):
         return super().as_trained().model_copy(update={"question": self.own_question})
 
 
-def _equal(labels: Sequence[str], options: ClassifyConfig) -> str:
+def _equal(labels: Sequence[str], options: LabelSetSection) -> str:
     named = " and ".join(brief(label, 40) for label in labels[:4])
     return f"{named} count as equal (task.answer_normalization: {options.answer_normalization})"
