@@ -71,6 +71,7 @@ PEFT_PROMPTS = ("idefics3", "internvl", "llava", "smolvlm")
 # Importing these modules loads no torch.
 TASKS: dict[str, str | Entry] = {
     "caption": "finetune.tasks.caption:CaptionTask",
+    "classify": "finetune.tasks.classify:ClassifyTask",
     "contrastive": "finetune.tasks.contrastive:ContrastiveTask",
     "vqa": "finetune.tasks.vqa:VqaTask",
 }
@@ -79,12 +80,17 @@ DEFAULT_TASK = "vqa"
 
 # Name of a metric -> class(options of the task), a finetune.interfaces:Metric.
 METRICS: dict[str, str | Entry] = {
+    "accuracy": "finetune.metrics.accuracy:Accuracy",
     "anls": "finetune.metrics.anls:Anls",
+    "auroc": "finetune.metrics.auroc:Auroc",
+    "balanced_accuracy": "finetune.metrics.balanced_accuracy:BalancedAccuracy",
     "bleu_1": "finetune.metrics.bleu:Bleu1",
     "bleu_4": "finetune.metrics.bleu:Bleu4",
     "cer": "finetune.metrics.error_rates:Cer",
     "cider_d": "finetune.metrics.cider_d:CiderD",
     "exact_match": "finetune.metrics.exact_match:ExactMatch",
+    "macro_f1": "finetune.metrics.macro_f1:MacroF1",
+    "recall_at_fpr": "finetune.metrics.recall_at_fpr:RecallAtFpr",
     "rouge_l": "finetune.metrics.rouge_l:RougeL",
     "token_f1": "finetune.metrics.token_overlap:TokenF1",
     "token_recall": "finetune.metrics.token_overlap:TokenRecall",
@@ -95,6 +101,8 @@ METRICS: dict[str, str | Entry] = {
 ANSWER_METRICS = ("exact_match",)
 # Those of a task with captions.
 CAPTION_METRICS = ("cider_d", "bleu_4", "rouge_l")
+# Those of a task that gives each label of a closed set a score.
+LABEL_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 
 # `data.source` -> function(section, split, task=, seed=, bad=) -> list of Example
 SOURCES: dict[str, str | Entry] = {

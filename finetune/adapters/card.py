@@ -142,9 +142,12 @@ def _asking(manifest: AdapterManifest) -> list[str]:
         return []
     system = f", after the system prompt {markdown_code(task.system_prompt)}" if task.system_prompt else ""
     asked = f", for captions with the question {markdown_code(task.caption_question)}" if task.caption_question else ""
+    how = f"answers are decoded greedily, at most {task.longest_answer} tokens"
+    if task.allowed_answers is not None:
+        how = f"an answer is the most likely of the labels {markdown_code(', '.join(task.allowed_answers))}"
+    prompt = f"image {task.image_position}: {markdown_code(task.question_template)}{system}{asked}"
     return [
-        f"Prompt of the training, image {task.image_position}: {markdown_code(task.question_template)}{system}{asked}; "
-        f"answers are decoded greedily, at most {task.longest_answer} tokens.",
+        f"Prompt of the training, {prompt}; {how}.",
         "",
     ]
 

@@ -10,7 +10,7 @@ from finetune.recipe.chosen import Choice
 from finetune.recipe.task import TaskSection
 
 # Fields with a default in a recipe, which a manifest must state.
-_NEEDED = {"answer_normalization", "question_template", "text_template", "max_new_tokens"}
+_NEEDED = {"answer_normalization", "question_template", "text_template", "max_new_tokens", "labels"}
 
 
 class ForeignTask(TaskSection):

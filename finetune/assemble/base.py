@@ -12,7 +12,7 @@ import torch
 from finetune.adapters.probe import probe_conversation, probe_values
 from finetune.core.batch import Batch, Rendered
 from finetune.errors import ModelError, PluginError
-from finetune.interfaces import Host
+from finetune.interfaces import Host, PreparedTask
 from finetune.methods.modules import language_head
 from finetune.objectives.weighted import Weighted
 from finetune.plugins import find
@@ -106,11 +106,15 @@ class Base:
 
         Raises:
             ModelError: the base does not support the task.
+            DataError: the settings of the task do not fit the base.
         """
         family = self.family
         if reason := why_incompatible(options.name, family.model_type, architecture=family.architecture):
             raise ModelError(f"{self.path}: {reason}")
         made: Task = _task_class(options.name)(options, self.processor.tokenizer)
+        if isinstance(made, PreparedTask):
+            with self.preparing:
+                made.prepare(self.collator_of(options))
         return made
 
     def objective(

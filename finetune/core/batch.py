@@ -178,7 +178,7 @@ class Placeholders:
         new = (column >= first) & (column < first + self.num_virtual_tokens)  # [B, T + N]
         source = column - (column >= first + self.num_virtual_tokens) * self.num_virtual_tokens
         source = source.clamp(max=width - 1).expand_as(new)
-        fills = {"input_ids": self.token_id, "attention_mask": 1, **dict.fromkeys(_PER_TOKEN, 0)}
+        fills = {"input_ids": self.token_id, "attention_mask": 1, **dict.fromkeys(PER_TOKEN, 0)}
 
         def longer(tensor: Tensor, fill: int) -> Tensor:
             index, where = source, new
@@ -216,7 +216,7 @@ class Placeholders:
                 index = index.unsqueeze(-1).expand(*index.shape, size)
             return tensor.gather(1, index)
 
-        per_token = {"input_ids", "attention_mask", *_PER_TOKEN}
+        per_token = {"input_ids", "attention_mask", *PER_TOKEN}
         inputs = {name: shorter(value) if name in per_token else value for name, value in batch.inputs.items()}
         targets = batch.targets
         if targets is not None:  # moved and not searched: a search on a GPU would wait for the device
@@ -241,7 +241,7 @@ def join_prompts(batches: Sequence[Batch], *, pad_id: int) -> Batch:
     """
     if len(batches) == 1:
         return batches[0]
-    fills = {"input_ids": pad_id, "attention_mask": 0, **dict.fromkeys(_PER_TOKEN, 0)}
+    fills = {"input_ids": pad_id, "attention_mask": 0, **dict.fromkeys(PER_TOKEN, 0)}
     inputs: dict[str, Any] = {}
     for name in dict.fromkeys(name for batch in batches for name in batch.inputs):
         found = [batch.inputs[name] for batch in batches if name in batch.inputs]
@@ -268,4 +268,4 @@ def _grown(tensor: Tensor, sizes: Mapping[int, int], fill: int, *, left: bool = 
 
 
 # Inputs with one entry a token, beside ids and mask. A placeholder has 0 there, the value of a text token.
-_PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
+PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")

@@ -115,7 +115,7 @@ class Stream:
     ):
         self.dataset, self.what, self.files, self.checks, self.bad = dataset, what, files, checks, bad
         self.first: list[Example] = []
-        self.survey = Survey()
+        self.survey = Survey(is_whole=False)
         self.seen = 0
         self.length: int | None = None  # rows of a pass, known once one was read to its end
         self._long: list[str] = []

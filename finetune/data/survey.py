@@ -59,8 +59,10 @@ class Survey:
         image_positions: each position of the images in a conversation's first question -> the number of rows with it;
             None for images between texts.
         answers: each reference answer -> the id of the first row that has it.
+        questions: each question -> the number of rows with it.
         answer_tokens: each length of a row's longest supervised answer in tokens -> the number of rows with it.
         longest_row: the largest number of tokens of a row; None if no row was counted.
+        is_whole: whether these are all rows of the split; False for the first rows of a stream.
     """
 
     num_rows: int = 0
@@ -68,8 +70,10 @@ class Survey:
     systems: Counter[str | None] = field(default_factory=Counter)
     image_positions: Counter[ImagePosition | None] = field(default_factory=Counter)
     answers: dict[str, str] = field(default_factory=dict)
+    questions: Counter[str] = field(default_factory=Counter)
     answer_tokens: Counter[int] = field(default_factory=Counter)
     longest_row: int | None = None
+    is_whole: bool = True
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> Survey:
@@ -90,6 +94,8 @@ class Survey:
                 self.image_positions[position_of(first)] += 1
         for answer in example.answers:
             self.answers.setdefault(answer, example.id)
+        if question := example.meta.get("question"):
+            self.questions[str(question)] += 1
         if example.num_answer_tokens is not None:
             self.answer_tokens[example.num_answer_tokens] += 1
         if example.num_tokens is not None:

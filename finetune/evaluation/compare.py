@@ -49,7 +49,7 @@ def evaluate(
         from finetune.assemble.rows import examples_of
         from finetune.data.survey import Survey
         from finetune.evaluation.evaluate import Evaluation, evaluate_rows
-        from finetune.evaluation.prompt_checks import check_answers, with_longest_answer
+        from finetune.evaluation.prompt_checks import check_answers, from_survey, with_longest_answer
         from finetune.evaluation.split import predictor_of
         from finetune.serving.vision_language_model import VisionLanguageModel
 
@@ -57,6 +57,9 @@ def evaluate(
     vlm = VisionLanguageModel(base, registry=registry or AdapterRegistry())
     found = []
     for recipe in recipes:
+        if not recipe.task.is_complete:
+            task = from_survey(recipe.task, Survey.of(examples_of(recipe, "train")))
+            recipe = recipe.model_copy(update={"task": task})
         examples = examples_of(recipe, "test", base=base)
         if not examples:
             raise RecipeError(

@@ -66,21 +66,22 @@ class Measured:
         of_rows = self.of_rows[metric.key]
         groups = [_image(self.examples[i]) for i in rows]
         found = [value for i in rows if (value := of_rows[i]) is not None]
-        number, count, bounds = 0.0, len(found), None
+        number: float | None
+        number, count, bounds = None, len(found), None
         if isinstance(metric, CorpusMetric) and rows:
             number, count = self._corpus(metric, rows), count if isinstance(metric, RowMetric) else len(rows)
-            if interval:
+            if interval and number is not None:
                 bounds = corpus_interval(lambda drawn: self._corpus(metric, [rows[i] for i in drawn]), groups)
         elif found:
             number = sum(found) / count
             bounds = bootstrap_interval([of_rows[i] for i in rows], groups) if interval else None
-        else:
+        if number is None:
             return None
         return Value(value=number, interval=bounds, n=count, unit=metric.unit, higher_is_better=metric.higher_is_better)
 
-    def _corpus(self, metric: CorpusMetric, rows: Sequence[int]) -> float:
+    def _corpus(self, metric: CorpusMetric, rows: Sequence[int]) -> float | None:
         found = metric.corpus([self.predictions[i] for i in rows], [self.examples[i] for i in rows])
-        return _finite(found, metric=metric, where=f"{len(rows)} rows")
+        return None if found is None else _finite(found, metric=metric, where=f"{len(rows)} rows")
 
 
 def row_value(metric: RowMetric, prediction: Prediction, example: Example) -> float | None:

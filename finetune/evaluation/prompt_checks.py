@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import DataError
+from finetune.errors import DataError, brief
 from finetune.metrics.normalization import equal_answers
 from finetune.recipe import AnswerSection, PromptSection, QuestionSection
 from finetune.serving.asking import conversation_row, question_row
@@ -39,6 +39,7 @@ def complete_task(section: TaskSection, survey: Survey, *, limit: int | None = N
     Raises:
         DataError: the rows differ, so that no single prompt repeats them.
     """
+    section = from_survey(section, survey)
     if not isinstance(section, QuestionSection):
         return section
     update: dict[str, Any] = {}
@@ -54,6 +55,16 @@ def complete_task(section: TaskSection, survey: Survey, *, limit: int | None = N
             'into the messages, or set task.question_template="{question}".'
         )
     return with_longest_answer(section.model_copy(update=update), survey, limit=limit)
+
+
+def from_survey(section: TaskSection, survey: Survey) -> TaskSection:
+    """Return a task with the settings that the survey of the training rows decides.
+
+    Raises:
+        DataError: the rows do not decide a setting.
+    """
+    question = survey.questions.most_common(1)[0][0] if survey.questions else None
+    return section.from_rows(answers=survey.answers if survey.is_whole else None, question=question)
 
 
 def with_longest_answer(section: TaskSection, survey: Survey, *, limit: int | None = None) -> TaskSection:
@@ -112,7 +123,7 @@ def check_answers(section: TaskSection, surveys: Mapping[str, Survey], log: Call
     """Log the groups of different reference answers that count as equal.
 
     Raises:
-        DataError: a reference answer is empty after normalization.
+        DataError: a reference answer is empty after normalization, or is none of the answers that the task allows.
     """
     if not isinstance(section, AnswerSection):
         return
@@ -124,6 +135,14 @@ def check_answers(section: TaskSection, surveys: Mapping[str, Survey], log: Call
                 f"row {row}: an answer must not be empty after task.answer_normalization={name}, got {answer!r:.80}. "
                 "Any other such answer would count as right. Set task.answer_normalization=exact."
             )
+    if section.allowed_answers is not None:
+        allowed = {section.normalize(answer) for answer in section.allowed_answers}
+        for answer, row in answers.items():
+            if section.normalize(answer) not in allowed:
+                raise DataError(
+                    f"row {row}: the answer must be one of {brief(section.allowed_answers, 200)}, got "
+                    f"{brief(answer, 80)}. Correct the row, or add the label to task.labels."
+                )
     if groups := equal_answers(answers, normalize=section.normalize):
         named = "; ".join(" = ".join(repr(answer)[:40] for answer in group[:4]) for group in groups[:_LISTED])
         more = f"; and {len(groups) - _LISTED} more groups" if len(groups) > _LISTED else ""

@@ -124,8 +124,8 @@ class BoundedMetric(RowMetric, Protocol):
 class CorpusMetric(Metric, Protocol):
     """A metric whose value for many rows is not a mean over them."""
 
-    def corpus(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> float:
-        """Return the value of all these rows together; there is at least one row."""
+    def corpus(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> float | None:
+        """Return the value of all these rows together, or None if they have none; there is at least one row."""
         ...
 
 
@@ -186,6 +186,19 @@ class Prompts(Protocol):
         """The function that returns the ids of a prompt up to its last image, one for each image, and those after it.
 
         It returns None for a row whose ids are unknown before it is in a batch. None in its place if all are.
+        """
+        ...
+
+
+@runtime_checkable
+class PreparedTask(Task, Protocol):
+    """A task that needs the collator of its base before it predicts, such as for the tokens of its labels."""
+
+    def prepare(self, collator: TaskCollator) -> None:
+        """Take from the collator what predictions need; no other thread uses the collator meanwhile.
+
+        Raises:
+            DataError: the settings of the task do not fit the base.
         """
         ...
 

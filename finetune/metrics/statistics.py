@@ -33,12 +33,14 @@ def bootstrap_interval(
 
 
 def corpus_interval(
-    measure: Callable[[list[int]], float], groups: Sequence[str], *, seed: int = 0, draws: int = 200
-) -> tuple[float, float]:
+    measure: Callable[[list[int]], float | None], groups: Sequence[str], *, seed: int = 0, draws: int = 200
+) -> tuple[float, float] | None:
     """Return the 95 % interval of a value that is not a mean over rows, measured on each draw.
 
+    Draws without a value are left out; the result is None if no draw has one.
+
     Args:
-        measure: the function that returns the value of some rows; a row that is drawn twice appears twice.
+        measure: the function that returns the value of some rows, or None; a row that is drawn twice appears twice.
         groups: the group of each row, as for ``bootstrap_interval``.
         seed: the seed of the draws.
         draws: the number of draws; fewer than for a mean, since each one measures all rows.
@@ -48,9 +50,13 @@ def corpus_interval(
         rows_of[group].append(row)
     if not rows_of:
         return (0.0, 0.0)
-    found = []
+    found: list[float] = []
     for times in _draw(len(rows_of), seed, draws).tolist():
-        found.append(measure([row for rows, n in zip(rows_of.values(), times, strict=True) for row in rows * n]))
+        value = measure([row for rows, n in zip(rows_of.values(), times, strict=True) for row in rows * n])
+        if value is not None:
+            found.append(value)
+    if not found:
+        return None
     low, high = np.quantile(found, _BOUNDS)
     return float(low), float(high)
 

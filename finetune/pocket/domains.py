@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from finetune.core.example import Example, answer, as_images
+from finetune.errors import DataError
+from finetune.lookup import did_you_mean
 from finetune.pocket.medical import draw_phantom
 from finetune.pocket.questions import QUESTION_TYPES
 from finetune.pocket.retail import draw_product
@@ -15,6 +17,10 @@ from finetune.pocket.world import draw_scene
 from finetune.recipe import CAPTION_QUESTION, ProceduralData, TaskSection
 
 _DRAW = {"medical": draw_phantom, "retail": draw_product}
+QUESTION_TYPES_OF = {
+    "medical": ("lesion", "margin", "size", "side", "cells"),
+    "retail": ("garment", "color", "pattern", "tag"),
+}
 
 
 def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed: int, bad: Any) -> list[Example]:
@@ -28,16 +34,26 @@ def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed:
         task: the section of the task.
         seed: the seed of the run; unused, since the rows depend on the data's own seed.
         bad: the record of unusable rows; unused, since the program draws none.
+
+    Raises:
+        DataError: the domain has no such question type.
     """
+    known = QUESTION_TYPES_OF[section.name]
+    types = section.question_types or known
+    if strange := next((one for one in types if one not in known), None):
+        hint = did_you_mean(strange, known)
+        raise DataError(f"data.question_types must be among {', '.join(known)}, got {strange!r}.{hint}")
     rows = section.rows.get(split, 0)  # type: ignore[call-overload]
-    examples = []
-    for index in range(rows):
+    examples: list[Example] = []
+    index = 0
+    while len(examples) < rows:
         scene = _DRAW[section.name](section.seed, split, index)
         row_id = f"{section.name}:{split}:{index}:0"
         if section.captions:
             examples.append(_captioned(row_id, scene, task))
-        else:
-            examples.append(_example(row_id, scene, scene.questions[index % len(scene.questions)], task))
+        elif questions := [one for one in scene.questions if one.question_type in types]:
+            examples.append(_example(row_id, scene, questions[index % len(questions)], task))
+        index += 1
     return examples
 
 

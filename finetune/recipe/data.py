@@ -195,6 +195,16 @@ class ProceduralData(RowsSection):
     """Number of rows of each split."""
     captions: bool = Field(default=False, exclude_if=lambda value: not value, examples=[True])
     """True for rows of an image with captions of it, in place of questions."""
+    question_types: Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None, exclude_if=lambda it: it is None, examples=[["garment"]]
+    )
+    """The question types of the rows; null: all of the domain."""
+
+    @model_validator(mode="after")
+    def _captions_or_questions(self) -> Self:
+        if self.captions and self.question_types:
+            raise ValueError("at most one of captions and question_types may be set, got both. Remove one of them")
+        return self
 
     @property
     def synthetic(self) -> bool:

@@ -4,6 +4,7 @@ The file of a task defines the task's own section as ``Config``. One class serve
 """
 
 from collections import defaultdict
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, ClassVar, Self
@@ -49,6 +50,23 @@ class TaskSection(Section):
         if twice := next((name for name in named or () if (named or []).count(name) > 1), None):
             raise ValueError(f"a metric must be unique, but {twice!r} is given twice. Remove one of them")
         return named
+
+    @property
+    def is_complete(self) -> bool:
+        """False if ``from_rows`` must add settings before a row can be predicted."""
+        return True
+
+    def from_rows(self, *, answers: Collection[str] | None, question: str | None) -> Self:
+        """Return the section with the settings that the train rows decide; most tasks have none.
+
+        Args:
+            answers: the different answers of the rows; None if the rows are a stream, which is not read ahead.
+            question: the question of most rows; None if no row has one.
+
+        Raises:
+            DataError: the rows do not decide a setting.
+        """
+        return self
 
     @property
     def own_question(self) -> str | None:
@@ -110,6 +128,11 @@ class AnswerSection(TaskSection):
     def normalize(self) -> Normalizer:
         """The function that returns an answer in the form in which answers are compared."""
         return normalizer(self.answer_normalization, decimal_separator=self.decimal_separator)
+
+    @property
+    def allowed_answers(self) -> list[str] | None:
+        """The only answers that rows and predictions may have; None for any answer."""
+        return None
 
 
 class QuestionSection(AnswerSection):

@@ -101,6 +101,7 @@ def read_run_rows(recipe: Recipe, base: Base, log: Callable[[str], None]) -> Run
     val, test = (examples_of(recipe, split, base=base, log=log) for split in ("val", "test"))
     surveys |= {"val": Survey.of(val), "test": Survey.of(test)}
     report_lengths(task, surveys, log)
+    base.task(task)  # a task may refuse its settings for this base
     check_answers(task, surveys, log)
     shapes = {shape: row for survey in surveys.values() for shape, row in survey.shapes.items()}
     return RunRows(recipe=recipe, train=train, val=val, test=test, shapes=shapes)

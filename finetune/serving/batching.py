@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from finetune.assemble.batches import Batches
 from finetune.data.lengths import max_positions
 from finetune.errors import DataError
+from finetune.recipe import AnswerSection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -31,10 +32,12 @@ def section_for(switcher: Switcher, loaded: LoadedAdapter | None) -> TaskSection
 def sharing_key(switcher: Switcher, loaded: LoadedAdapter | None) -> Hashable:
     """Return a key that is equal for adapters whose rows may share a batch.
 
-    LoRA on the language tower and the base may share one, if their tasks make equal batches.
+    LoRA on the language tower and the base may share one, if their tasks make equal batches and generate any text.
     """
-    alone = None if loaded is None or switcher.can_share(loaded) else loaded
-    return id(switcher.base.collator_of(section_for(switcher, loaded))), alone
+    section = section_for(switcher, loaded)
+    generates = not isinstance(section, AnswerSection) or section.allowed_answers is None
+    alone = None if loaded is None or (generates and switcher.can_share(loaded)) else loaded
+    return id(switcher.base.collator_of(section)), alone
 
 
 def answer_rows(

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from finetune.core.prediction import Label
 from finetune.errors import DataError, ModelError, brief
-from finetune.recipe import CAPTION_QUESTION, LabelSection, PromptSection
+from finetune.lookup import did_you_mean
+from finetune.recipe import CAPTION_QUESTION, AnswerSection, LabelSection, PromptSection
 from finetune.serving.adapted_model import AdaptedModel
 from finetune.serving.asking import conversation_row, image_row, question_row
-from finetune.serving.batching import answer_limit, answer_rows, prompt_lengths, refuse_too_long
+from finetune.serving.batching import answer_limit, answer_rows, prompt_lengths, refuse_too_long, section_for
 from finetune.serving.streaming import TextStream
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from finetune.core.example import Example, Message
     from finetune.core.prediction import Prediction
     from finetune.data.pairs import PairCollator
+    from finetune.recipe import TaskSection
     from finetune.serving.loaded_adapter import LoadedAdapter
     from finetune.tasks.choosing import ChoosingTask
     from finetune.tasks.generation import Answer
@@ -89,10 +91,12 @@ class VisionLanguageModel(AdaptedModel):
 
         Raises:
             DataError: the image cannot be used.
-            ModelError: the base is a dual encoder.
+            ModelError: the base is a dual encoder, or the task of the adapter chooses among labels.
         """
         with self.switcher.holding() as loaded:
             options = self._options(PromptSection, "caption(image)")
+            if options.allowed_answers is not None:
+                raise ModelError(f"caption(image) does not support task {options.name}. Use {options.call}.")
             question = CAPTION_QUESTION
             longest = max(CAPTION_TOKENS, options.longest_answer) if loaded else None
             if loaded and options.caption_question is not None:
@@ -156,18 +160,26 @@ class VisionLanguageModel(AdaptedModel):
         with self.switcher.holding():
             return self._stream(self._conversation("stream_chat", messages))
 
-    def classify(self, image: Any, labels: Sequence[str]) -> str:
-        """Return the label whose text is closest to an image, in the template of the adapter's training.
+    def classify(self, image: Any, labels: Sequence[str] | None = None) -> str:
+        """Return the label that fits an image best.
+
+        On a dual encoder, it is the label whose text is closest to the image, in the template of the adapter's
+        training. On a base that generates text, the task of the active adapter must choose among labels; ``predict``
+        returns their scores too.
 
         Args:
             image: an image.
-            labels: the texts to choose from, at least one.
+            labels: the texts to choose from, at least one; a dual encoder needs them. For any other base some of the
+                labels of the adapter's training, by default all.
 
         Raises:
-            ModelError: the base is not a dual encoder.
-            DataError: ``labels`` is empty or not a list.
+            ModelError: the base is no dual encoder, and the task of the adapter does not choose among labels.
+            DataError: ``labels`` is empty or not a list, or the adapter does not have one of them.
         """
         with self.switcher.holding():
+            section = section_for(self.switcher, self.adapter)
+            if isinstance(section, AnswerSection) and section.allowed_answers is not None:
+                return str(self._label(section, image, labels))
             options = self._options(LabelSection, "classify(image, labels)")
             if not labels or isinstance(labels, str):
                 raise DataError(f"`labels` must be a list of at least one text, got {labels!r}")
@@ -183,7 +195,7 @@ class VisionLanguageModel(AdaptedModel):
 
         Args:
             image: an image, as ``ask`` takes it.
-            question: the text of the user, if the task has a question.
+            question: the text of the user, if the task has a question; a task that chooses among labels has its own.
 
         Raises:
             DataError: the image cannot be used, or the row has more tokens than the base takes.
@@ -193,13 +205,7 @@ class VisionLanguageModel(AdaptedModel):
             task = self.task
             if isinstance(task.options, LabelSection):
                 raise ModelError(f"predict(image) does not support task {task.options.name}. Use {task.options.call}.")
-            row = question_row(task.options, image, question, urls=self.urls)
-            batch, room = self.prompt_batch([row]), task.options.answer_room
-            if isinstance(task.options, PromptSection):
-                room = answer_limit(self.switcher, self.adapter, None, prompt_tokens=prompt_lengths(batch)[0])
-                task = self.base.task(task.options.model_copy(update={"max_new_tokens": room}))
-            refuse_too_long(self.base, batch, [room])
-            return task.predict(self.model, batch.to(self.model.device, self.model.dtype))[0]
+            return self._predict(task.options, image, question or task.options.own_question or "")
 
     def embed(self, image: Any) -> Tensor:
         """Return the embedding [D] of an image, fp32, of length 1.
@@ -228,6 +234,30 @@ class VisionLanguageModel(AdaptedModel):
             options = self._options(LabelSection, call)
             inputs = batch(options).to(self.model.device, self.model.dtype)
             return cast("ChoosingTask", self.task).embed(self.model, inputs)[0].cpu()
+
+    def _predict(self, options: TaskSection, image: Any, question: str) -> Prediction:
+        row = question_row(options, image, question, urls=self.urls)
+        batch, room = self.prompt_batch([row]), options.answer_room
+        if isinstance(options, PromptSection):
+            room = answer_limit(self.switcher, self.adapter, None, prompt_tokens=prompt_lengths(batch)[0])
+            options = options.model_copy(update={"max_new_tokens": room})
+        refuse_too_long(self.base, batch, [room])
+        task = self.base.task(options)
+        return task.predict(self.model, batch.to(self.model.device, self.model.dtype))[0]
+
+    def _label(self, options: AnswerSection, image: Any, labels: Sequence[str] | None) -> Prediction:
+        """Return the prediction of the active adapter, whose task chooses among labels."""
+        known = options.allowed_answers or []
+        if labels is not None and (not labels or isinstance(labels, str)):
+            raise DataError(f"`labels` must be a list of at least one text, got {labels!r}")
+        for label in labels or ():
+            if label not in known:
+                raise DataError(
+                    f"`labels` must be among the labels of the adapter's training, {brief(known, 200)}, got "
+                    f"{brief(label)}.{did_you_mean(label, known)}"
+                )
+        options = options.model_copy(update={"labels": [*dict.fromkeys(labels or known)]})
+        return self._predict(options, image, options.own_question or "")
 
     def _question(self, call: str, image: Any, question: str) -> Example:
         options = self._options(PromptSection, f"{call}(image, question)")

@@ -130,7 +130,7 @@ def next_logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache:
         cache: the keys and values of the L tokens before, to which those of the new tokens are added.
     """
     attended: Tensor | None = None if bool(mask.all()) else mask
-    if attended is not None and ids.shape[1] == 1 and _takes_masks(model):
+    if attended is not None and ids.shape[1] == 1 and takes_masks(model):
         attended = mask[:, None, None].bool()  # [B, 1, 1, L]: no model has to make it of the other in each step
     out = model(
         input_ids=ids,
@@ -145,7 +145,8 @@ def next_logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache:
     return logits
 
 
-def _takes_masks(model: Any) -> bool:
+def takes_masks(model: Any) -> bool:
+    """Return whether the attention of a model takes a bool mask [B, 1, T, L + T]; else it adds a mask."""
     return bool(model.config.get_text_config(decoder=True)._attn_implementation == "sdpa")
 
 

@@ -87,7 +87,7 @@ def grouped(rows: Sequence[int], examples: Sequence[Example], prompts: Prompts) 
         prompts: the inputs of rows.
     """
     groups: dict[Any, Group] = {}
-    split, shown = prompts.prompt_parts, {row: _images(examples[row]) for row in rows}
+    split, shown = prompts.prompt_parts, {row: images_key(examples[row]) for row in rows}
     times = Counter(shown.values())
     for row in rows:
         example = examples[row]
@@ -102,7 +102,7 @@ def grouped(rows: Sequence[int], examples: Sequence[Example], prompts: Prompts) 
     return list(groups.values())
 
 
-def _images(example: Example) -> tuple[Any, ...]:
+def images_key(example: Example) -> tuple[Any, ...]:
     """Return a key of a row's images; pixels in memory have no hash, and are the same if they are one object."""
     sources = (getattr(medium, "source", medium) for medium in example.media)
     return tuple(source if getattr(source, "__hash__", None) else id(source) for source in sources)
@@ -158,7 +158,7 @@ class ContinuousBatch:
             # until half of them are, while many leave in each step.
             enough = size // 4 if num_left <= size // 8 else size // 2
             if waiting and slots.num_free >= max(1, enough):
-                for new, rows in self.prefilled(_next_rows(waiting, slots.num_free), examples, limits):
+                for new, rows in self.prefilled(next_rows(waiting, slots.num_free), examples, limits):
                     stay = self._take(new.logits, rows, on_answer)
                     if stay:
                         slots.put(new, stay, [rows[place] for place in stay])
@@ -171,6 +171,20 @@ class ContinuousBatch:
             for place in set(range(len(live))) - set(stay):
                 slots.rows[live[place]] = None
             num_left = len(live) - len(stay)
+
+    def prompts_of(
+        self, groups: Sequence[Group], examples: Sequence[Example]
+    ) -> Iterator[tuple[CachedRows, list[InFlight]]]:
+        """Yield all rows of some groups in batches, each row after its prompt went through the model.
+
+        Args:
+            groups: the groups, in the order in which their prompts are run.
+            examples: all rows.
+        """
+        waiting = deque(groups)
+        limits = dict.fromkeys((row for group in groups for row in group.rows), 0)
+        while waiting:
+            yield from self.prefilled(next_rows(waiting, self.batch_size), examples, limits)
 
     def prefilled(
         self, entering: list[tuple[Group, int]], examples: Sequence[Example], limits: Mapping[int, int]
@@ -247,8 +261,8 @@ class ContinuousBatch:
         return stay
 
 
-def _next_rows(waiting: deque[Group], count: int) -> list[tuple[Group, int]]:
-    """Take up to ``count`` rows out of the groups that wait."""
+def next_rows(waiting: deque[Group], count: int) -> list[tuple[Group, int]]:
+    """Take up to ``count`` rows out of the groups that wait, each with its group."""
     taken: list[tuple[Group, int]] = []
     while waiting and len(taken) < count:
         group = waiting[0]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 _STEPS = 3  # tokens of each row that are compared
 _ATTENTION = ("sdpa", "eager")
-_BOTH_WAYS = ("token_type_ids", "cross_attention_mask")  # inputs that let a token see later ones, or other media
+BOTH_WAYS = ("token_type_ids", "cross_attention_mask")  # inputs that let a token see later ones, or other media
 _TRIED: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
 
@@ -85,7 +85,7 @@ def why_not_the_same(batch: ContinuousBatch, groups: Sequence[Group], examples: 
 def _difference(batch: ContinuousBatch, groups: Sequence[Group], examples: Sequence[Example]) -> str | None:
     model, entering = batch.model, [(group, row) for group in groups for row in group.rows]
     inputs = batch.prompts.prompt_batch([examples[row] for _, row in entering]).to(model.device, model.dtype).inputs
-    if found := [name for name in _BOTH_WAYS if name in inputs]:
+    if found := [name for name in BOTH_WAYS if name in inputs]:
         return f"{type(model).__name__} takes {found[0]}"
     made = model.generate(
         **inputs, max_new_tokens=_STEPS, do_sample=False, num_beams=1, output_logits=True, return_dict_in_generate=True

@@ -102,12 +102,14 @@ class GenerativeTask(AnswerTask):
         from finetune.tasks.continuous_support import processors_of, why_not_the_same
 
         process, processes = share
-        groups = grouped(order, examples, prompts)[process::processes]
+        every = grouped(order, examples, prompts)
+        groups = every[process::processes]
         rows = [row for group in groups for row in group.rows]
         limits = dict(zip(rows, self.limits([examples[row] for row in rows]), strict=True))
         batch = ContinuousBatch(model, self.tokenizer, prompts, processors_of(model), batch_size=batch_size)
         with torch.inference_mode():
-            if rows and (why := why_not_the_same(batch, groups, examples)):
+            # A process without rows must come to the same verdict as the others.
+            if every and (why := why_not_the_same(batch, groups or every, examples)):
                 return why
             batch.answers(groups, examples, limits, lambda row, answer: on_prediction(row, self.prediction(answer)))
         return None

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 # Those of the hub's data sets are in tests/data/test_public_sets.py.
 CONFIGS = [p for p in sorted((ROOT / "recipes" / "configs").rglob("*.yaml")) if "source: hub" not in p.read_text()]
 PROCEDURAL = [path for path in CONFIGS if "source: procedural" in path.read_text()]
+# Config -> the fields of the drawn squares, where those of its own rows have other names.
+FIELDS = {"brain_mri_classes": ["data.answer=answer", "data.ignore=[question]"]}
 FEW = ["data.rows={train: 16, val: 4, test: 8}", "train.epochs=null", "train.max_steps=2", "train.batch_size=4"]
 
 
@@ -38,7 +40,7 @@ def test_every_config_runs(path, tmp_path, capsys, monkeypatch, tiny_fast_vlm, r
     """Configs of real images run on a tiny base of the same class and a few drawn squares."""
     monkeypatch.setenv("FINETUNE_BASE", str(tiny_fast_vlm))
     monkeypatch.setenv("FINETUNE_DATA", "unused")
-    few = FEW if path in PROCEDURAL else [*FEW[1:], f"data.root={rows_folder}"]
+    few = FEW if path in PROCEDURAL else [*FEW[1:], f"data.root={rows_folder}", *FIELDS.get(path.stem, ())]
     recipe = load_recipe(path, [*few, f"train.output_dir={tmp_path}"])
     result = train(recipe)
     assert result.ref == f"{recipe.adapter.publish}@1"
