@@ -1,6 +1,6 @@
 """Sections of the recipe for data: the source of the rows, the names of their fields, and the rows that are used."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
