@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)  # the strongest first
 _PATIENCE = 3  # weaker penalties that are tried after the best one
 _ITERATIONS = 2000  # the largest number of L-BFGS iterations
-_ROUGH, _FULL = 1e-4, 1e-9  # the largest entry of the gradient that ends a fit: to compare penalties, and of the result
+_ROUGH = 1e-4  # the largest entry of the gradient that ends a fit to compare penalties
+_FULL = 3e-5  # of the result, as a share of the penalty: the distance to the best weights is at most gradient / penalty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ def fit(
     num_classes: int,
     penalty: float,
     start: LogisticRegression | None = None,
-    tolerance: float = _FULL,
+    tolerance: float | None = None,
 ) -> LogisticRegression:
     """Return the regression with the least mean cross-entropy + penalty / 2 x the sum of its squared weights.
 
@@ -65,8 +66,9 @@ def fit(
         num_classes: K; a class may have no row.
         penalty: the strength of the penalty, above 0.
         start: a regression of the same rows, to start from; by default all weights are 0.
-        tolerance: the largest absolute value of the gradient at the end.
+        tolerance: the largest absolute value of the gradient at the end; by default a small share of the penalty.
     """
+    tolerance = tolerance or _FULL * penalty
     mean, scale = features.mean(dim=0), features.std(dim=0, correction=0)
     scale = torch.where(scale > 0, scale, 1.0)
     standardized = (features - mean) / scale
