@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)  # the strongest first
 _PATIENCE = 3  # weaker penalties that are tried after the best one
-_ROUGH, _FULL = 100, 2000  # the largest number of L-BFGS iterations, to compare penalties and for the result
+_ITERATIONS = 2000  # the largest number of L-BFGS iterations
+_ROUGH = 1e-4  # the largest entry of the gradient that ends a fit to compare penalties
+_FULL = 3e-5  # of the result, as a share of the penalty: the distance to the best weights is at most gradient / penalty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ def fit(
     num_classes: int,
     penalty: float,
     start: LogisticRegression | None = None,
-    max_iter: int = _FULL,
+    tolerance: float | None = None,
 ) -> LogisticRegression:
     """Return the regression with the least mean cross-entropy + penalty / 2 x the sum of its squared weights.
 
@@ -64,8 +66,9 @@ def fit(
         num_classes: K; a class may have no row.
         penalty: the strength of the penalty, above 0.
         start: a regression of the same rows, to start from; by default all weights are 0.
-        max_iter: the largest number of iterations.
+        tolerance: the largest absolute value of the gradient at the end; by default a small share of the penalty.
     """
+    tolerance = tolerance or _FULL * penalty
     mean, scale = features.mean(dim=0), features.std(dim=0, correction=0)
     scale = torch.where(scale > 0, scale, 1.0)
     standardized = (features - mean) / scale
@@ -73,7 +76,11 @@ def fit(
     weight = (start.weight.clone() if start else features.new_zeros(shape)).requires_grad_()
     bias = (start.bias.clone() if start else features.new_zeros(num_classes)).requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=max_iter, tolerance_grad=1e-9, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+        [weight, bias],
+        max_iter=_ITERATIONS,
+        tolerance_grad=tolerance,
+        tolerance_change=tolerance * 1e-6,
+        line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:
@@ -106,7 +113,7 @@ def choose_penalty(
     best, chosen, waited = None, PENALTIES[0], 0
     found = None
     for penalty in PENALTIES:
-        found = fit(features, labels, num_classes=num_classes, penalty=penalty, start=found, max_iter=_ROUGH)
+        found = fit(features, labels, num_classes=num_classes, penalty=penalty, start=found, tolerance=_ROUGH)
         logits = found.logits(held_features)
         score = (int((logits.argmax(dim=1) == held_labels).sum()), -float(cross_entropy(logits, held_labels)))
         if best is None or score > best:
