@@ -42,7 +42,9 @@ train(load_recipe(sys.argv[1], sys.argv[2:]))
 
 @pytest.mark.distributed
 def test_two_runs_fill_one_store_and_a_killed_one_leaves_nothing_half(make_recipe, tiny_fast_vlm, tmp_path):
-    recipe, config = written(make_recipe(tiny_fast_vlm, method=LANGUAGE, adapter={"publish": None}), tmp_path)
+    epoch = {"max_steps": 5}  # which reads all rows
+    recipe = make_recipe(tiny_fast_vlm, method=LANGUAGE, train=epoch, adapter={"publish": None})
+    recipe, config = written(recipe, tmp_path)
     env = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
     root = tmp_path / "cache" / "features"
 
@@ -83,7 +85,7 @@ train(load_recipe(sys.argv[1], [f"data.root={root}", *sys.argv[3:]]))
 
 @pytest.mark.distributed
 def test_two_processes_share_the_filling_on_one_disk_or_on_two(make_recipe, tiny_fast_vlm, tmp_path):
-    changes = {"method": LANGUAGE, "train": {"batch_size": 4}, "adapter": {"publish": None}}
+    changes = {"method": LANGUAGE, "train": {"batch_size": 4, "max_steps": 5}, "adapter": {"publish": None}}
     recipe, config = written(make_recipe(tiny_fast_vlm, **changes), tmp_path)
     (tmp_path / "apart.py").write_text(SEPARATE_HOSTS)
     script = str(Path(ROOT) / "recipes" / "train.py")
