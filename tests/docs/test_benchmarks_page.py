@@ -56,7 +56,7 @@ def rows():
         (page, "`set_adapter`, divided by that | {:.0f} |", swap["switch_vs_peft"]),
         (page, "copying its file | {:.1f} |", swap["cold_vs_floor"]),
         (page, "`load_adapter`, divided by that | {:.1f} |", swap["cold_vs_peft"]),
-        (page, "without a probe's receipt | {:.1f} s |", measured("11-23-cpu-swap")["cold_with_probe_ms"] / 1000),
+        (page, "--probes 5`) | {:.1f} s |", measured("12-01-cpu-swap-cold")["cold_with_probe_ms"] / 1000),
         (page, "one at a time, divided by one batch | {:.1f} |", measured("11-23-cpu-swap")["mixed_vs_separate"]),
         (page, "answered {:.1f} times as many", measured("11-23-cpu-serving")["together_vs_one_by_one"]),
         (page, "at most {} requests with the hint", measured("11-23-cpu-registry")["cold_resolve_requests_10000"]),
