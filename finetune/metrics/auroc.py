@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune.core.prediction import Label
-from finetune.metrics.classes import require
+from finetune.metrics.texts import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from finetune.core.example import Example
     from finetune.core.prediction import Prediction
-    from finetune.metrics.classes import AnswerOptions
     from finetune.metrics.normalization import Normalizer
+    from finetune.metrics.texts import NormalizeOptions
 
 
 class Auroc:
@@ -32,7 +32,7 @@ class Auroc:
     unit = None
     higher_is_better = True
 
-    def __init__(self, options: AnswerOptions):
+    def __init__(self, options: NormalizeOptions):
         self._normalize = options.normalize
 
     def corpus(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> float | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from finetune.core.example import Example
     from finetune.core.prediction import Prediction
-    from finetune.metrics.classes import AnswerOptions
+    from finetune.metrics.texts import NormalizeOptions
 
 
 class BalancedAccuracy:
@@ -27,7 +27,7 @@ class BalancedAccuracy:
     unit = None
     higher_is_better = True
 
-    def __init__(self, options: AnswerOptions):
+    def __init__(self, options: NormalizeOptions):
         self._normalize = options.normalize
 
     def corpus(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> float:

@@ -5,12 +5,11 @@ Legend of shapes: N rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.core.prediction import Label, Text
-from finetune.errors import DataError
+from finetune.metrics.texts import answer_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,15 +17,6 @@ if TYPE_CHECKING:
     from finetune.core.example import Example
     from finetune.core.prediction import Prediction
     from finetune.metrics.normalization import Normalizer
-
-
-class AnswerOptions(Protocol):
-    """The section of a task whose predictions are answers."""
-
-    @property
-    def normalize(self) -> Normalizer:
-        """Return the function that normalizes answers before they are compared."""
-        ...
 
 
 def true_and_predicted(
@@ -58,23 +48,9 @@ def true_and_predicted(
 
     pairs = []
     for prediction, example in zip(predictions, examples, strict=True):
-        require(prediction, example, Text | Label, "a text or a label", metric=metric)
-        own, found = normal(example.answers[0]), normal(str(prediction))
+        own, found = normal(example.answers[0]), normal(answer_text(prediction, example, metric=metric))
         if any(found == normal(other) for other in example.answers[1:]):
             found = own
         pairs.append([number.setdefault(text, len(number)) for text in (own, found)])
     true, predicted = np.array(pairs).T
     return true, predicted, list(number)
-
-
-def require(prediction: Prediction, example: Example, kind: Any, what: str, *, metric: str) -> None:
-    """Check that a prediction is of the kind that a metric takes.
-
-    Raises:
-        DataError: it is of another kind.
-    """
-    if not isinstance(prediction, kind):
-        raise DataError(
-            f"{metric} needs {what}, got a prediction of type {prediction.type} (row {example.id}). Set other metrics "
-            "in task.metrics."
-        )

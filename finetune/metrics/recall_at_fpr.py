@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from finetune.core.example import Example
     from finetune.core.prediction import Prediction
-    from finetune.metrics.classes import AnswerOptions
+    from finetune.metrics.texts import NormalizeOptions
 
-    class Options(AnswerOptions, Protocol):
+    class Options(NormalizeOptions, Protocol):
         """The section of a task with a positive label."""
 
         positive_label: str | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune.core.prediction import Label, Text
 from finetune.errors import DataError
@@ -41,12 +41,21 @@ def answer_text(prediction: Prediction, example: Example, *, metric: str) -> str
     Raises:
         DataError: the prediction is neither a text nor a label.
     """
-    if not isinstance(prediction, Text | Label):
-        raise DataError(
-            f"{metric} needs a text or a label, got a prediction of type {prediction.type} (row {example.id}). "
-            "Set other metrics in task.metrics."
-        )
+    require(prediction, example, Text | Label, "a text or a label", metric=metric)
     return str(prediction)
+
+
+def require(prediction: Prediction, example: Example, kind: Any, what: str, *, metric: str) -> None:
+    """Check that a prediction is of the kind that a metric takes.
+
+    Raises:
+        DataError: it is of another kind.
+    """
+    if not isinstance(prediction, kind):
+        raise DataError(
+            f"{metric} needs {what}, got a prediction of type {prediction.type} (row {example.id}). Set other metrics "
+            "in task.metrics."
+        )
 
 
 def words(text: str) -> list[str]:

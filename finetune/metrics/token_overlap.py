@@ -13,60 +13,11 @@ from typing import TYPE_CHECKING
 from finetune.metrics.texts import answer_text, words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
     from finetune.core.example import Example
     from finetune.core.prediction import Prediction
     from finetune.metrics.texts import NormalizeOptions
-
-
-class _TokenOverlap:
-    """The mean over rows of a value that two texts have.
-
-    Args:
-        options: the section of the task, with the normalization of answers.
-    """
-
-    key: str
-    unit = None
-    higher_is_better = True
-    best_value = 1.0
-
-    def __init__(self, options: NormalizeOptions):
-        self._normalize = options.normalize
-
-    def row(self, prediction: Prediction, example: Example) -> float:
-        """Return the value of one row, from 0 to 1.
-
-        Raises:
-            DataError: the prediction is neither a text nor a label.
-        """
-        text = self._normalize(answer_text(prediction, example, metric=self.key))
-        return self.best(text, [self._normalize(reference) for reference in example.answers])
-
-    def best(self, prediction: str, references: Iterable[str]) -> float:
-        """Return the value of the best reference."""
-        raise NotImplementedError
-
-
-class TokenRecall(_TokenOverlap):
-    """The share of a reference's words that the answer has."""
-
-    key = "token_recall"
-
-    def best(self, prediction: str, references: Iterable[str]) -> float:
-        """Return the recall of the best reference."""
-        return max(token_recall(prediction, reference) for reference in references)
-
-
-class TokenF1(_TokenOverlap):
-    """The harmonic mean of precision and recall of an answer's words."""
-
-    key = "token_f1"
-
-    def best(self, prediction: str, references: Iterable[str]) -> float:
-        """Return the F1 of the best reference."""
-        return max(token_f1(prediction, reference) for reference in references)
 
 
 def token_recall(prediction: str, reference: str) -> float:
@@ -85,3 +36,43 @@ def _overlap(prediction: str, reference: str) -> tuple[int, int, int]:
     """Return the number of common words, and the numbers of words of both texts."""
     own, other = Counter(words(prediction)), Counter(words(reference))
     return (own & other).total(), own.total(), other.total()
+
+
+class _TokenOverlap:
+    """The mean over rows of a value that two texts have.
+
+    Args:
+        options: the section of the task, with the normalization of answers.
+    """
+
+    key: str
+    unit = None
+    higher_is_better = True
+    best_value = 1.0
+    of: Callable[[str, str], float]  # the value of an answer and one reference
+
+    def __init__(self, options: NormalizeOptions):
+        self._normalize = options.normalize
+
+    def row(self, prediction: Prediction, example: Example) -> float:
+        """Return the value of one row with its best reference, from 0 to 1.
+
+        Raises:
+            DataError: the prediction is neither a text nor a label.
+        """
+        text = self._normalize(answer_text(prediction, example, metric=self.key))
+        return max(self.of(text, self._normalize(reference)) for reference in example.answers)
+
+
+class TokenRecall(_TokenOverlap):
+    """The share of a reference's words that the answer has."""
+
+    key = "token_recall"
+    of = staticmethod(token_recall)
+
+
+class TokenF1(_TokenOverlap):
+    """The harmonic mean of precision and recall of an answer's words."""
+
+    key = "token_f1"
+    of = staticmethod(token_f1)
